@@ -1,0 +1,8 @@
+//! Locks and leader election for Kubernetes that reach beyond one cluster, because they live in
+//! HashiCorp Consul.
+
+pub mod clock;
+pub mod consul;
+pub mod keeper;
+pub mod lock;
+pub mod names;
