@@ -6,4 +6,5 @@ pub mod consul;
 pub mod keeper;
 pub mod lock;
 pub mod names;
+pub mod replicas;
 pub mod telemetry;
