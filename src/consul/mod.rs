@@ -149,6 +149,10 @@ pub struct Blocking {
 
 /// One step of a transaction. All of them happen in one commit, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "each field is the parameter of Consul's verb of the same name"
+)]
 pub enum TxnOp {
     /// Takes the key for the session; also rewrites value and flags of a key that it holds.
     Lock {
