@@ -6,3 +6,4 @@ pub mod consul;
 pub mod keeper;
 pub mod lock;
 pub mod names;
+pub mod telemetry;
