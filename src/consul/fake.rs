@@ -56,11 +56,7 @@ impl FakeConsul {
     /// An empty Consul without nodes, whose time is `clock`.
     pub fn new(clock: Clock) -> FakeConsul {
         let (store, changed) = (Mutex::new(Store::new()), Notify::new());
-        FakeConsul(Arc::new(Inner {
-            clock,
-            store,
-            changed,
-        }))
+        FakeConsul(Arc::new(Inner { clock, store, changed }))
     }
 
     /// Asks `factor` at every creation and renewal how many TTLs later the session expires.
@@ -161,10 +157,7 @@ impl Consul for FakeConsul {
         let operation = Operation::RenewSession;
         match self.with(|store, now| store.renew(id, now)) {
             Some(SessionInfo { ttl: Some(ttl), .. }) => Ok(Renewal { ttl }),
-            Some(_) => Err(error(
-                operation,
-                Refused::Invalid(format!("session {id} has no TTL")),
-            )),
+            Some(_) => Err(error(operation, Refused::Invalid(format!("session {id} has no TTL")))),
             None => {
                 let gone = format!("Session id '{id}' not found");
                 Err(error(operation, Refused::NoSession(gone)))
@@ -209,9 +202,7 @@ impl Consul for FakeConsul {
             };
             (index > blocking.after).then(|| reading(store, key))
         };
-        Ok(self
-            .block(blocking.wait, look, |store, _| reading(store, key))
-            .await)
+        Ok(self.block(blocking.wait, look, |store, _| reading(store, key)).await)
     }
 
     async fn watch_prefix(
@@ -251,12 +242,10 @@ impl Consul for FakeConsul {
             let words = format!("Transaction contains too many operations ({many} > {STEPS_MAX})");
             return Err(error(Operation::Transaction, Refused::Invalid(words)));
         }
-        Ok(
-            match self.with(|store, now| store.transaction(steps, now)) {
-                Ok(written) => Txn::Committed(written),
-                Err(refusals) => Txn::RolledBack(refusals),
-            },
-        )
+        Ok(match self.with(|store, now| store.transaction(steps, now)) {
+            Ok(written) => Txn::Committed(written),
+            Err(refusals) => Txn::RolledBack(refusals),
+        })
     }
 
     async fn leader(&self) -> Result<Option<String>, ConsulError> {
@@ -273,17 +262,12 @@ impl Consul for FakeConsul {
 
 fn reading(store: &Store, key: &Key) -> Reading {
     let pair = store.key(key.as_str());
-    let index = pair
-        .as_ref()
-        .map_or(store.table_index(), |pair| pair.modify_index);
+    let index = pair.as_ref().map_or(store.table_index(), |pair| pair.modify_index);
     Reading { pair, index }
 }
 
 fn listing(store: &Store, prefix: &str, now: Instant) -> Listing {
-    Listing {
-        pairs: store.listing(prefix),
-        index: store.prefix_index(prefix, now),
-    }
+    Listing { pairs: store.listing(prefix), index: store.prefix_index(prefix, now) }
 }
 
 fn error(operation: Operation, refused: Refused) -> ConsulError {
@@ -291,11 +275,7 @@ fn error(operation: Operation, refused: Refused) -> ConsulError {
         Refused::Invalid(message) => (Class::Invalid, message),
         Refused::NoSession(message) => (Class::Lost, message),
     };
-    ConsulError {
-        operation,
-        class,
-        message,
-    }
+    ConsulError { operation, class, message }
 }
 
 #[cfg(test)]

@@ -41,10 +41,7 @@ pub struct Wanted {
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "each is the field of `SessionRequest` of the same name"
-)]
+#[expect(missing_docs, reason = "each is the field of `SessionRequest` of the same name")]
 pub struct SessionSettings {
     pub name: SessionName,
     pub node: NodeName,

@@ -153,15 +153,8 @@ impl Store {
         if !self.nodes.contains(&request.node) {
             return Err(Refused::Invalid("Missing node registration".into()));
         }
-        if let Some(check) = request
-            .node_checks
-            .iter()
-            .chain(&request.service_checks)
-            .next()
-        {
-            return Err(Refused::Invalid(format!(
-                "Missing check '{check}' registration"
-            )));
+        if let Some(check) = request.node_checks.iter().chain(&request.service_checks).next() {
+            return Err(Refused::Invalid(format!("Missing check '{check}' registration")));
         }
         let id = SessionId::new(format!("00000000-0000-4000-8000-{:012x}", self.index));
         let info = SessionInfo {
@@ -280,10 +273,7 @@ impl Store {
         let dead = under(&self.tombstones, prefix)
             .filter(|(_, stone)| now.since(stone.at) < TOMBSTONE_TTL)
             .map(|(_, stone)| stone.index);
-        live.chain(dead)
-            .max()
-            .filter(|_| !prefix.is_empty())
-            .unwrap_or(self.table_index())
+        live.chain(dead).max().filter(|_| !prefix.is_empty()).unwrap_or(self.table_index())
     }
 
     // ---- writing keys ----
@@ -359,18 +349,12 @@ impl Store {
 
     fn step(&mut self, step: &TxnOp, now: Instant) -> Result<Option<KvPair>, Refusal> {
         match step {
-            TxnOp::Lock {
-                key,
-                session,
-                value,
-                flags,
-            } => self.lock(key.as_str(), session, value, *flags).map(Some),
-            TxnOp::Unlock {
-                key,
-                session,
-                value,
-                flags,
-            } => self.unlock(key.as_str(), session, value, *flags).map(Some),
+            TxnOp::Lock { key, session, value, flags } => {
+                self.lock(key.as_str(), session, value, *flags).map(Some)
+            }
+            TxnOp::Unlock { key, session, value, flags } => {
+                self.unlock(key.as_str(), session, value, *flags).map(Some)
+            }
             TxnOp::Set { key, value, flags } => Ok(Some(self.set(key.as_str(), value, *flags))),
             TxnOp::Delete { key } => {
                 self.remove(key.as_str(), now);
@@ -391,9 +375,9 @@ impl Store {
             Some(current) => Err(Refusal::Check(format!(
                 "failed index check for key {key:?}, current modify index {current} != {index}"
             ))),
-            None => Err(Refusal::Check(format!(
-                "failed to check index, key {key:?} doesn't exist"
-            ))),
+            None => {
+                Err(Refusal::Check(format!("failed to check index, key {key:?} doesn't exist")))
+            }
         }
     }
 
@@ -465,13 +449,7 @@ impl Store {
                 Some(_) => return Err(Refusal::Held),
             },
         };
-        Ok(self.write(
-            key,
-            value.to_vec(),
-            flags,
-            Some(session.clone()),
-            lock_index,
-        ))
+        Ok(self.write(key, value.to_vec(), flags, Some(session.clone()), lock_index))
     }
 
     fn unlock(
@@ -494,10 +472,7 @@ impl Store {
 
     /// A plain write keeps the session and forgets the lock index.
     fn set(&mut self, key: &str, value: &[u8], flags: u64) -> KvPair {
-        let session = self
-            .entries
-            .get(key)
-            .and_then(|entry| entry.session.clone());
+        let session = self.entries.get(key).and_then(|entry| entry.session.clone());
         self.write(key, value.to_vec(), flags, session, 0)
     }
 
@@ -545,10 +520,7 @@ impl Store {
         let Some((key, old)) = self.entries.remove_entry(key) else {
             return;
         };
-        let stone = Tombstone {
-            index: self.index,
-            at: now,
-        };
+        let stone = Tombstone { index: self.index, at: now };
         let older = self.tombstones.insert(key.clone(), stone);
         self.undo.push(Undo::Tombstone(key.clone(), older));
         self.undo.push(Undo::Entry(key, Some(old)));
