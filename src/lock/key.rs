@@ -31,8 +31,6 @@ const DELAY_OVERDUE: Duration = Duration::from_millis(250);
 const RACE_BACKOFF: Duration = Duration::from_millis(20);
 /// The most that lost races slow an attempt down.
 const RACE_BACKOFF_MAX: Duration = Duration::from_millis(200);
-/// After an attempt that failed for certain.
-const FAILED_ATTEMPT: Duration = Duration::from_millis(500);
 
 /// How to contend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,8 +162,11 @@ pub enum Event {
     RefusedDelay(Option<Duration>),
     /// The key is not what it was when last seen.
     RefusedChanged,
-    /// The acquisition did not happen.
-    LockFailed,
+    /// The acquisition did not happen, and is not to be tried again for so long.
+    LockFailed {
+        /// How long.
+        pause: Duration,
+    },
     /// The acquisition may have happened.
     LockUnclear,
     /// The consistent read found this; whether Consul still knows our session.
@@ -365,9 +366,8 @@ impl Lock {
             (S::Acquiring(waiting), E::RefusedDelay(delay)) => {
                 Ok(self.delayed(waiting, delay, now, jitter))
             }
-            (S::Acquiring(waiting), E::LockFailed) => {
-                let not_before = now + FAILED_ATTEMPT.mul_f64(0.5 + jitter / 2.0);
-                Ok((self.back_to(Waiting { not_before, ..waiting }), None))
+            (S::Acquiring(waiting), E::LockFailed { pause }) => {
+                Ok((self.back_to(Waiting { not_before: now + pause, ..waiting }), None))
             }
             (S::Acquiring(waiting), E::LockUnclear) => {
                 Ok((S::Unclear(waiting), Some(Effect::ReadKey)))

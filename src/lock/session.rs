@@ -154,8 +154,6 @@ impl Session {
             (Confirming { valid_until }, Missing) => Ok((Confirming { valid_until }, None)),
 
             (Lost(Loss::Invalidated), EndWanted) => Ok((Absent, None)),
-            // The key told us as well: what may have been alive is gone.
-            (Lost(_), Missing) => Ok((Lost(Loss::Invalidated), None)),
 
             (Ending, Destroyed) => Ok((Absent, None)),
             (Ending, EndWanted | Missing | ValidUntilPassed) => Ok((Ending, None)),
