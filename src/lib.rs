@@ -7,3 +7,4 @@ pub mod consul;
 pub mod keeper;
 pub mod lock;
 pub mod names;
+pub mod telemetry;

@@ -1,0 +1,289 @@
+//! The admin port: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! - `/healthz` answers 200 while every part of the process that must run does run.
+//! - `/readyz` answers 200 once every part has been reported ready. A standby replica is as ready
+//!   as a leading one.
+//!
+//! Both list their parts one per line, `[+]` or `[-]`, so that a failing probe says why.
+
+use std::{
+    future::{Future, IntoFuture},
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{net::TcpListener, task::AbortHandle};
+
+use super::Metrics;
+use crate::clock::Clock;
+
+/// How long requests that are being answered may take once the server is told to stop. Whoever
+/// reads slower than that is cut off: a probe's connection must not hold a shutdown up.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What the admin port tells of.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/healthz`.
+    pub alive: Alive,
+    /// For `/readyz`.
+    pub ready: Ready,
+}
+
+/// The tasks that must run for the process to be of use. Cheap to clone; clones share.
+#[derive(Clone, Debug, Default)]
+pub struct Alive(Arc<Mutex<Vec<(&'static str, AbortHandle)>>>);
+
+impl Alive {
+    /// From now on the process counts as alive only while `task` has not ended.
+    pub fn watch(&self, name: &'static str, task: AbortHandle) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push((name, task));
+    }
+
+    fn parts(&self) -> Vec<(&'static str, bool)> {
+        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = tasks
+            .iter()
+            .map(|(name, task)| (*name, !task.is_finished()));
+        parts.collect()
+    }
+}
+
+/// What has to have happened once before the process is of use. Cheap to clone; clones share.
+#[derive(Clone, Debug, Default)]
+pub struct Ready(Arc<Mutex<Vec<Part>>>);
+
+/// One thing that has to happen before the process is ready. Clones stand for the same thing.
+#[derive(Clone, Debug)]
+#[must_use = "the process is not ready before this part reports that it is"]
+pub struct Part {
+    name: &'static str,
+    done: Arc<AtomicBool>,
+}
+
+impl Ready {
+    /// From now on the process is not ready before [`Part::ready`] was called.
+    pub fn part(&self, name: &'static str) -> Part {
+        let part = Part {
+            name,
+            done: Arc::default(),
+        };
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.push(part.clone());
+        part
+    }
+
+    /// Whether every part is ready.
+    pub fn is_ready(&self) -> bool {
+        self.parts().iter().all(|(_, done)| *done)
+    }
+
+    fn parts(&self) -> Vec<(&'static str, bool)> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().map(|p| (p.name, p.is_ready())).collect()
+    }
+}
+
+impl Part {
+    /// It has happened. Calling this again changes nothing.
+    pub fn ready(&self) {
+        self.done.store(true, Ordering::Release);
+    }
+
+    /// Whether it has happened.
+    pub fn is_ready(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+}
+
+/// Serves `admin` on `listener` until `stop` is ready, and then for at most half a second more.
+///
+/// # Errors
+/// What the listener says when it cannot go on.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let app = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(async || (StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n"))
+        .with_state(admin);
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+        stop.await;
+        // Refused only if the server, and with it the receiver, is gone.
+        let _ = stopping.send(());
+    });
+    tokio::select! {
+        ended = server.into_future() => ended,
+        () = drained(stopped) => Ok(()),
+    }
+}
+
+async fn drained(stopped: tokio::sync::oneshot::Receiver<()>) {
+    if stopped.await.is_ok() {
+        let clock = Clock::boot();
+        clock.sleep_until(clock.now() + DRAIN).await;
+    } else {
+        std::future::pending().await
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    (
+        [(header::CONTENT_TYPE, TEXT_FORMAT)],
+        admin.metrics.render(),
+    )
+        .into_response()
+}
+
+async fn healthz(State(admin): State<Admin>) -> Response {
+    probe(&admin.alive.parts())
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    probe(&admin.ready.parts())
+}
+
+fn probe(parts: &[(&'static str, bool)]) -> Response {
+    let well = parts.iter().all(|(_, ok)| *ok);
+    let mut body = String::new();
+    for (name, ok) in parts {
+        body.push_str(if *ok { "[+] " } else { "[-] " });
+        body.push_str(name);
+        body.push('\n');
+    }
+    body.push_str(if well { "ok\n" } else { "not ok\n" });
+    let code = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+        task::JoinSet,
+    };
+
+    use super::*;
+
+    struct Running {
+        address: SocketAddr,
+        stop: oneshot::Sender<()>,
+        tasks: JoinSet<io::Result<()>>,
+        admin: Admin,
+    }
+
+    async fn start() -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let admin = Admin {
+            metrics: Metrics::new(false),
+            alive: Alive::default(),
+            ready: Ready::default(),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, admin.clone(), async {
+            drop(stopped.await)
+        }));
+        Running {
+            address,
+            stop,
+            tasks,
+            admin,
+        }
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn readyz_names_the_missing_part_until_all_are_ready() {
+        let running = start().await;
+        let caches = running.admin.ready.part("caches");
+        let consul = running.admin.ready.part("consul");
+        caches.ready();
+        let answer = get(running.address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("[+] caches\n[-] consul\n"), "{answer}");
+        consul.ready();
+        let answer = get(running.address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn healthz_fails_once_a_task_has_ended() {
+        let running = start().await;
+        let mut tasks = JoinSet::new();
+        running
+            .admin
+            .alive
+            .watch("watches", tasks.spawn(std::future::pending::<()>()));
+        assert!(
+            get(running.address, "/healthz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+        tasks.abort_all();
+        assert!(tasks.join_next().await.unwrap().is_err());
+        let answer = get(running.address, "/healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("[-] watches\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_served_as_text_and_other_paths_are_not_found() {
+        let running = start().await;
+        let answer = get(running.address, "/metrics").await;
+        assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+        assert!(answer.contains("consul_lock_build_info"), "{answer}");
+        assert!(get(running.address, "/").await.starts_with("HTTP/1.1 404"));
+    }
+
+    #[tokio::test]
+    async fn slow_client_does_not_hold_the_shutdown_up() {
+        let mut running = start().await;
+        let mut slow = TcpStream::connect(running.address).await.unwrap();
+        slow.write_all(b"GET /metrics HTTP/1.1\r\nHo")
+            .await
+            .unwrap();
+        // Answered after the slow one was accepted: connections are taken in turn.
+        get(running.address, "/healthz").await;
+        running.stop.send(()).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), running.tasks.join_next()).await;
+        ended.unwrap().unwrap().unwrap().unwrap();
+    }
+}
