@@ -1,6 +1,7 @@
 //! Locks and leader election for Kubernetes that reach beyond one cluster, because they live in
 //! HashiCorp Consul.
 
+pub mod api;
 pub mod clock;
 pub mod consul;
 pub mod keeper;

@@ -1,0 +1,73 @@
+//! The CEL rules of the schema, each with the message that its refusal shows.
+//!
+//! The API server runs a rule even when the schema's own pattern already failed, so a rule about
+//! a text begins by checking its form: the message that says what is allowed is then always there,
+//! and `duration()` is never asked about a text that it cannot read.
+
+use kube::core::{Message, Reason, Rule};
+
+use super::duration;
+
+/// The form of a key: non-empty parts of a narrow set, joined by single slashes. The same as
+/// [`crate::names::Key`], but for `.` and `..`, which [`key_parts`] refuses.
+pub(super) const KEY_PATTERN: &str = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$";
+
+/// The form of a check's ID: printable ASCII without blanks at the ends.
+pub(super) const CHECK_PATTERN: &str = r"^[!-~]([ -~]*[!-~])?$";
+
+pub(super) fn name() -> Rule {
+    Rule::new("self.metadata.name.size() <= 63")
+        .message("the name of a ConsulLock has at most 63 characters")
+}
+
+pub(super) fn key_is_immutable() -> Rule {
+    Rule::new("has(self.key) == has(oldSelf.key) && (!has(self.key) || self.key == oldSelf.key)")
+        .message(
+            "key cannot be changed, added or removed later; \
+             delete the ConsulLock and create it with the other key",
+        )
+        .reason(Reason::FieldValueForbidden)
+        .field_path(".key")
+}
+
+pub(super) fn key_characters() -> Rule {
+    Rule::new(format!("self.matches(r'{KEY_PATTERN}')")).message(
+        "a key has parts of letters, digits, '_', '.' and '-', joined by single slashes: \
+         no slash at either end, no '//', no other characters",
+    )
+}
+
+pub(super) fn key_parts() -> Rule {
+    Rule::new("!self.split('/').exists(part, part == '.' || part == '..')")
+        .message("no part of a key between slashes may be '.' or '..'")
+}
+
+pub(super) fn between(least: &str, most: &str) -> Rule {
+    let form = duration::PATTERN;
+    Rule::new(format!(
+        "self.matches(r'{form}') && duration(self) >= duration('{least}') \
+         && duration(self) <= duration('{most}')"
+    ))
+    .message(Message::Message(format!(
+        "must be a duration from {least} to {most}, such as 15s, 1m30s or 500ms \
+         (units: h, m, s, ms)"
+    )))
+}
+
+pub(super) fn no_check_twice() -> Rule {
+    Rule::new("!has(self.node) || !has(self.service) || self.node.all(id, !(id in self.service))")
+        .message("a check is either a node check or a service check: no ID may be in both lists")
+}
+
+pub(super) fn no_serf_health() -> Rule {
+    Rule::new("!('serfHealth' in self)").message(
+        "serfHealth is the gossip check of a Consul agent; sessions sit on a catalog node \
+         without an agent, which cannot have it",
+    )
+}
+
+pub(super) fn one_way_to_give_up() -> Rule {
+    Rule::new("!(has(self.timeout) && has(self.tryOnce) && self.tryOnce)").message(
+        "tryOnce gives up after one attempt and timeout after a while: set one of them, not both",
+    )
+}
