@@ -54,17 +54,13 @@ pub struct Leadership {
 
 impl Leadership {
     fn new(clock: Clock) -> Leadership {
-        Leadership {
-            clock,
-            valid_until: Arc::default(),
-        }
+        Leadership { clock, valid_until: Arc::default() }
     }
 
     /// Whether this process leads at this very instant: also right after it was frozen, since the
     /// clock is asked and no flag.
     pub fn may_act(&self) -> bool {
-        self.valid_until()
-            .is_some_and(|until| self.clock.now() < until)
+        self.valid_until().is_some_and(|until| self.clock.now() < until)
     }
 
     /// [`Leadership::may_act`] for whoever should not know more than that.
@@ -82,9 +78,7 @@ impl Leadership {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.valid_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.valid_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -266,23 +260,13 @@ impl Replicas {
 
     /// A little early, by chance: replicas should not move in step.
     fn next_look(&mut self) -> Instant {
-        self.clock.now()
-            + self
-                .timings
-                .retry()
-                .mul_f64(self.rng.random_range(0.75..1.0))
+        self.clock.now() + self.timings.retry().mul_f64(self.rng.random_range(0.75..1.0))
     }
 
     fn decide(&self) -> Action {
         let now = self.clock.now();
         match &self.observed {
-            Some(seen) => decide(
-                &self.me,
-                self.leadership.may_act(),
-                seen,
-                &self.timings,
-                now,
-            ),
+            Some(seen) => decide(&self.me, self.leadership.may_act(), seen, &self.timings, now),
             None => Action::WaitUntil(now + self.timings.retry()),
         }
     }
@@ -317,8 +301,7 @@ impl Replicas {
         // A leader that makes its deleted Lease anew has no version to be judged by: it must have
         // been the leader until that was done.
         if written && (!making || self.leadership.may_act()) {
-            self.leadership
-                .set(Some(sent + self.timings.renew_deadline()));
+            self.leadership.set(Some(sent + self.timings.renew_deadline()));
         }
     }
 
@@ -356,10 +339,7 @@ impl Replicas {
     fn record(&self, holder: Option<&str>) -> Lease {
         let now = MicroTime(self.clock.wall());
         let mut lease = self.lease.clone().unwrap_or_else(|| Lease {
-            metadata: ObjectMeta {
-                name: Some(self.name.clone()),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
             spec: None,
         });
         let last = lease.spec.take().unwrap_or_default();

@@ -70,22 +70,12 @@ impl Timings {
             return Err(TimingError::Duration(duration));
         }
         if renew_deadline >= duration {
-            return Err(TimingError::RenewDeadline {
-                renew_deadline,
-                duration,
-            });
+            return Err(TimingError::RenewDeadline { renew_deadline, duration });
         }
         if retry < Duration::from_millis(50) || retry >= renew_deadline {
-            return Err(TimingError::Retry {
-                retry,
-                renew_deadline,
-            });
+            return Err(TimingError::Retry { retry, renew_deadline });
         }
-        Ok(Timings {
-            duration,
-            renew_deadline,
-            retry,
-        })
+        Ok(Timings { duration, renew_deadline, retry })
     }
 
     /// Whatever the numbers, to prove that a test would notice.
@@ -95,11 +85,7 @@ impl Timings {
         renew_deadline: Duration,
         retry: Duration,
     ) -> Timings {
-        Timings {
-            duration,
-            renew_deadline,
-            retry,
-        }
+        Timings { duration, renew_deadline, retry }
     }
 
     /// How long a Lease must not have changed before another may take it.
@@ -191,11 +177,7 @@ pub(super) fn decide(
     };
     // The holder may count on a longer duration than we would.
     let free_at = observed.since + duration.max(timings.duration);
-    if now >= free_at {
-        Action::Bid
-    } else {
-        Action::WaitUntil(free_at)
-    }
+    if now >= free_at { Action::Bid } else { Action::WaitUntil(free_at) }
 }
 
 #[cfg(test)]

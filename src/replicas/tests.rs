@@ -67,10 +67,8 @@ impl Server {
                 true => MS * inner.rng.random_range(200..9000),
                 false => MS * inner.rng.random_range(1..20),
             };
-            let (there, back) = (
-                after(if faulty { 0.3 } else { 0.0 }),
-                after(if faulty { 0.3 } else { 0.0 }),
-            );
+            let (there, back) =
+                (after(if faulty { 0.3 } else { 0.0 }), after(if faulty { 0.3 } else { 0.0 }));
             let server = self.clone();
             inner.underway.spawn(async move {
                 tokio::time::sleep(there).await;
@@ -85,10 +83,7 @@ impl Server {
 
     fn carry_out(&self, method: &Method, body: &[u8]) -> Response<Body> {
         let mut inner = self.0.lock().unwrap();
-        let version = inner
-            .lease
-            .as_ref()
-            .map(|l| l["metadata"]["resourceVersion"].clone());
+        let version = inner.lease.as_ref().map(|l| l["metadata"]["resourceVersion"].clone());
         let mut sent: Value = serde_json::from_slice(body).unwrap_or_default();
         match (method, version) {
             (&Method::GET | &Method::PUT, None) => return refusal(404, "NotFound"),
@@ -105,9 +100,7 @@ impl Server {
             }
             (other, _) => panic!("unexpected {other}"),
         }
-        Response::new(Body::from(
-            inner.lease.as_ref().unwrap().to_string().into_bytes(),
-        ))
+        Response::new(Body::from(inner.lease.as_ref().unwrap().to_string().into_bytes()))
     }
 
     fn lease(&self) -> LeaseSpec {
@@ -203,9 +196,7 @@ impl Group {
 
     fn leaders(&self) -> Vec<usize> {
         let acting = |r: &Replica| r.leadership.may_act();
-        (0..self.replicas.len())
-            .filter(|i| acting(&self.replicas[*i]))
-            .collect()
+        (0..self.replicas.len()).filter(|i| acting(&self.replicas[*i])).collect()
     }
 
     /// Waits until somebody leads, and says who and how long that took.
@@ -247,10 +238,7 @@ async fn one_leads_and_the_lease_says_who() {
     group.start(Timings::default());
     group.start(Timings::default());
     let (leader, took) = group.leader_within(Duration::from_secs(10)).await;
-    assert!(
-        took >= Duration::from_secs(8),
-        "took a fresh Lease after {took:?}"
-    );
+    assert!(took >= Duration::from_secs(8), "took a fresh Lease after {took:?}");
     let spec = group.server.lease();
     assert_eq!(spec.holder_identity, Some(format!("replica-{leader}")));
     assert_eq!(spec.lease_duration_seconds, Some(8));
@@ -272,14 +260,8 @@ async fn stopped_leader_hands_over_within_the_retry_period() {
     let (first, _) = group.leader_within(Duration::from_secs(10)).await;
     let works = group.replicas[first].works.clone();
     group.stop(first);
-    assert_eq!(
-        group.tasks.join_next().await.unwrap().unwrap(),
-        Ended::Stopped
-    );
-    assert!(
-        !*works.borrow(),
-        "work was dropped before the Lease was released"
-    );
+    assert_eq!(group.tasks.join_next().await.unwrap().unwrap(), Ended::Stopped);
+    assert!(!*works.borrow(), "work was dropped before the Lease was released");
     let (second, took) = group.leader_within(Duration::from_secs(2)).await;
     assert_ne!(second, first);
     assert!(took <= Duration::from_millis(1200), "{took:?}");
@@ -292,21 +274,14 @@ async fn frozen_leader_does_not_act_when_it_wakes_after_another_took_over() {
     group.start(Timings::default());
     group.start(Timings::default());
     let (sleeper, _) = group.leader_within(Duration::from_secs(10)).await;
-    group.replicas[sleeper]
-        .frozen
-        .store(true, Ordering::Relaxed);
+    group.replicas[sleeper].frozen.store(true, Ordering::Relaxed);
     let asleep = group.clock.now();
     // Until then it may have been reading its last instructions.
     tokio::time::sleep(5100 * MS).await;
     let (other, _) = group.leader_within(Duration::from_secs(6)).await;
     assert_ne!(other, sleeper);
-    group
-        .clock
-        .sleep_until(asleep + Duration::from_secs(20))
-        .await;
-    group.replicas[sleeper]
-        .frozen
-        .store(false, Ordering::Relaxed);
+    group.clock.sleep_until(asleep + Duration::from_secs(20)).await;
+    group.replicas[sleeper].frozen.store(false, Ordering::Relaxed);
     let mut works = group.replicas[sleeper].works.clone();
     works.wait_for(|works| !works).await.unwrap();
     for _ in 0..300 {
@@ -368,17 +343,12 @@ async fn churn(seed: u64, timings: Timings) -> Result<(), String> {
         tokio::time::sleep(50 * MS).await;
         let leaders = group.leaders();
         if leaders.len() > 1 {
-            return Err(format!(
-                "seed {seed}: {leaders:?} lead at {:?}",
-                group.clock.now()
-            ));
+            return Err(format!("seed {seed}: {leaders:?} lead at {:?}", group.clock.now()));
         }
         match rng.random_range(0..400) {
             0..3 => {
                 let anyone = rng.random_range(0..group.replicas.len());
-                group.replicas[anyone]
-                    .frozen
-                    .fetch_xor(true, Ordering::Relaxed);
+                group.replicas[anyone].frozen.fetch_xor(true, Ordering::Relaxed);
             }
             3 => group.server.delete(),
             4 => {
@@ -413,9 +383,7 @@ fn two_leaders_would_be_noticed() {
 }
 
 fn simulated<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(work)
 }
