@@ -316,10 +316,9 @@ impl Replicas {
         self.leadership.set(None);
         let give_up = self.clock.now() + self.timings.renew_deadline();
         while self.clock.now() < give_up {
-            if !self.unclear || self.read().await {
-                if !self.is_ours() || self.write(self.record(None)).await {
-                    return;
-                }
+            let known = !self.unclear || self.read().await;
+            if known && (!self.is_ours() || self.write(self.record(None)).await) {
+                return;
             }
             let soon = self.clock.now() + self.timings.retry() / 10;
             self.clock.sleep_until(soon).await;
