@@ -2,6 +2,7 @@
 //! HashiCorp Consul.
 
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod consul;
 pub mod keeper;
