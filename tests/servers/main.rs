@@ -1,0 +1,10 @@
+//! Tests against real servers: a Consul or three, and a Kubernetes API server. They come from
+//! `tools/` through the `testbed`, are shared where tests do not disturb one another, and end with
+//! this process.
+
+mod consul_access;
+mod consul_cluster;
+mod consul_contract;
+mod consul_faults;
+mod consul_wire;
+mod fixtures;
