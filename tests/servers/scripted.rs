@@ -1,6 +1,9 @@
 //! An HTTP server that says what a test wants it to say, and remembers what it was asked.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -97,4 +100,49 @@ fn content_length(head: &str) -> usize {
             .then(|| value.trim().parse().unwrap())
     });
     header.unwrap_or(0)
+}
+
+/// A gateway that serves `target` under a path prefix, as `http://<address><prefix>`.
+pub(crate) struct Gateway {
+    pub(crate) address: String,
+    _server: JoinSet<()>,
+}
+
+impl Gateway {
+    pub(crate) async fn start(target: SocketAddr, prefix: &'static str) -> Gateway {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}{prefix}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(pass_on(stream, target, prefix));
+            }
+        });
+        Gateway {
+            address,
+            _server: server,
+        }
+    }
+}
+
+/// One request per connection, so that each path can be cut.
+async fn pass_on(mut stream: TcpStream, target: SocketAddr, prefix: &str) {
+    let Some(request) = request(&mut stream).await else {
+        return;
+    };
+    let (first, rest) = request.split_once("\r\n").unwrap();
+    let Some((method, path)) = first.split_once(' ') else {
+        return;
+    };
+    let Some(path) = path.strip_prefix(prefix) else {
+        let Reply::Bytes(bytes) = Reply::of("404 Not Found", "", "no such route") else {
+            return;
+        };
+        return drop(stream.write_all(&bytes).await);
+    };
+    let cut = format!("{method} {path}\r\nConnection: close\r\n{rest}");
+    let mut consul = TcpStream::connect(target).await.unwrap();
+    consul.write_all(cut.as_bytes()).await.unwrap();
+    drop(tokio::io::copy(&mut consul, &mut stream).await);
 }
