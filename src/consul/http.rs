@@ -206,6 +206,7 @@ impl Consul for HttpConsul {
         let mut call = self.call(Operation::ReadSession, Method::GET, path);
         with_consistency(&mut call.url, consistency);
         self.ask(call, |answer| {
+            answer.index()?; // an empty list of somebody else's is no lost session
             answer.unfiltered(|| "session:read on the session's node".to_owned())?;
             Ok(answer.sessions()?.into_iter().next())
         })
@@ -218,6 +219,7 @@ impl Consul for HttpConsul {
         with_consistency(&mut call.url, Consistency::Consistent);
         call.body_max = LARGE;
         self.ask(call, |answer| {
+            answer.index()?;
             answer.unfiltered(|| format!("session:read on {:?}", node.as_str()))?;
             answer.sessions()
         })

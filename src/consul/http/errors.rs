@@ -46,15 +46,29 @@ pub(super) const fn unanswered(operation: Operation) -> Class {
     if writes(operation) { Class::UnknownOutcome } else { Class::Transient }
 }
 
-/// A transport error. One while connecting says that nothing was sent.
-pub(super) fn of_transport(operation: Operation, error: &reqwest::Error) -> Class {
-    if error.is_builder() {
-        Class::Invalid
-    } else if error.is_connect() {
-        Class::Transient
-    } else {
-        unanswered(operation)
+/// hyper's words for a server that talks before it is asked. Consul does so to a connection over
+/// `http_max_conns_per_client`: its 429 arrives before the request could be written.
+const SPOKE_FIRST: &str = "received unexpected message from connection";
+/// hyper's words for a request that it gives back because the connection ended before any of it
+/// was written.
+const GIVEN_BACK: &str = "client error (Canceled)";
+
+/// A transport error: its class and words. Where nothing was sent, a write is open to be repeated;
+/// hyper tells some of these cases by words alone.
+pub(super) fn of_transport(operation: Operation, error: reqwest::Error) -> (Class, String) {
+    let (builder, connect) = (error.is_builder(), error.is_connect());
+    let text = chain(error);
+    if builder {
+        return (Class::Invalid, text);
     }
+    if text.contains(SPOKE_FIRST) {
+        let hint = "Consul refused the connection: too many from this address, or it is not HTTP";
+        return (Class::Transient, format!("{hint} ({text})"));
+    }
+    if connect || text.contains(GIVEN_BACK) {
+        return (Class::Transient, text);
+    }
+    (unanswered(operation), text)
 }
 
 /// An answer with a status other than success. Substrings, since forwarded errors carry

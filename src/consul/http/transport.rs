@@ -120,10 +120,9 @@ impl Transport {
 
     async fn send(&self, call: Call, token: Option<&Token>) -> Result<Reply, ConsulError> {
         let operation = call.operation;
-        let broken = |error: reqwest::Error| ConsulError {
-            operation,
-            class: errors::of_transport(operation, &error),
-            message: errors::chain(error),
+        let broken = |error: reqwest::Error| {
+            let (class, message) = errors::of_transport(operation, error);
+            ConsulError { operation, class, message }
         };
         let mut request = self.client.request(call.method, call.url);
         if let Some(token) = token {

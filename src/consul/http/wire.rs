@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     consul::{
@@ -216,10 +216,17 @@ pub(super) fn changes_something(steps: &[TxnOp]) -> bool {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Txn {
-    #[serde(default)]
+    #[serde(deserialize_with = "present")]
     pub(super) results: Option<Vec<TxnResult>>,
     #[serde(default)]
     pub(super) errors: Option<Vec<TxnError>>,
+}
+
+/// `null` is an answer; a field that is not there is somebody else's.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    field: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(field)
 }
 
 #[derive(Deserialize)]
