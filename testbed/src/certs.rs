@@ -39,11 +39,7 @@ impl Authority {
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let ca_file = folder.join(format!("{name}.pem"));
         std::fs::write(&ca_file, issuer.pem())?;
-        Ok(Authority {
-            issuer,
-            folder: folder.to_owned(),
-            ca_file,
-        })
+        Ok(Authority { issuer, folder: folder.to_owned(), ca_file })
     }
 
     /// The authority's certificate, as a PEM file.
@@ -57,11 +53,7 @@ impl Authority {
     /// # Errors
     /// It could not be made or written.
     pub fn server(&self, name: &str, names: &[&str]) -> Result<CertFiles, BedError> {
-        let names: Vec<String> = ["localhost"]
-            .iter()
-            .chain(names)
-            .map(|n| (*n).into())
-            .collect();
+        let names: Vec<String> = ["localhost"].iter().chain(names).map(|n| (*n).into()).collect();
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name);
         for host in 1..=3 {
@@ -79,19 +71,15 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
         if let Some(group) = group {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, group);
+            params.distinguished_name.push(DnType::OrganizationName, group);
         }
         self.issue(&format!("client-{}", user.replace([':', '/'], "-")), params)
     }
 
     fn issue(&self, file: &str, mut params: CertificateParams) -> Result<CertFiles, BedError> {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         let cert = params.signed_by(&key, &self.issuer)?;
         let files = CertFiles {

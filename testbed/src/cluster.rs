@@ -37,10 +37,7 @@ impl ConsulCluster {
             let places = (1..=3)
                 .map(|host| Place::reserve(Ipv4Addr::new(127, 0, 0, host)))
                 .collect::<Result<Vec<_>, _>>()?;
-            let join: Vec<String> = places
-                .iter()
-                .map(|place| place.serf().to_string())
-                .collect();
+            let join: Vec<String> = places.iter().map(|place| place.serf().to_string()).collect();
             let server_config = server_config(config, &join);
             let servers = (1..)
                 .zip(places)
@@ -49,12 +46,8 @@ impl ConsulCluster {
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             // All are launched before any is waited for: none is ready without the others.
-            servers
-                .iter()
-                .try_for_each(|consul| consul.server().launch())?;
-            servers
-                .iter()
-                .try_for_each(|consul| consul.server().wait_ready())?;
+            servers.iter().try_for_each(|consul| consul.server().launch())?;
+            servers.iter().try_for_each(|consul| consul.server().wait_ready())?;
             let cluster = ConsulCluster { servers };
             cluster.wait_for_voters(3)?;
             Ok(cluster)
@@ -70,10 +63,7 @@ impl ConsulCluster {
     /// Which server leads now, in the eyes of any that answers.
     #[must_use]
     pub fn leader(&self) -> Option<usize> {
-        let running = self
-            .servers
-            .iter()
-            .filter(|consul| consul.server().pid().is_some());
+        let running = self.servers.iter().filter(|consul| consul.server().pid().is_some());
         let leader = running
             .filter_map(|consul| consul.request("GET", "/v1/status/leader", b"").ok())
             .filter_map(|reply| reply.json().as_str().map(str::to_owned))
@@ -99,11 +89,7 @@ impl ConsulCluster {
     /// They were not in a minute.
     pub fn wait_for_voters(&self, count: usize) -> Result<(), BedError> {
         let enough = || (self.healthy_voters() >= count).then_some(());
-        Ok(wait_for(
-            format!("{count} healthy Consul voters"),
-            ALLOWED,
-            enough,
-        )?)
+        Ok(wait_for(format!("{count} healthy Consul voters"), ALLOWED, enough)?)
     }
 
     fn healthy_voters(&self) -> usize {

@@ -124,13 +124,7 @@ impl Consul {
         let http = place.http();
         let name = node.to_owned();
         let server = Server::prepare(recipe, move || ready(http, &name, token));
-        Ok(Consul {
-            server,
-            place,
-            folder,
-            token,
-            tls,
-        })
+        Ok(Consul { server, place, folder, token, tls })
     }
 
     /// Where clients reach it, as `CONSUL_HTTP_ADDR` wants it: `127.0.0.1:8500`, or
@@ -195,10 +189,7 @@ impl Consul {
     #[must_use]
     pub fn env(&self) -> Vec<(&'static str, String)> {
         let mut env = vec![("CONSUL_HTTP_ADDR", self.address())];
-        env.extend(
-            self.token
-                .map(|token| ("CONSUL_HTTP_TOKEN", token.to_owned())),
-        );
+        env.extend(self.token.map(|token| ("CONSUL_HTTP_TOKEN", token.to_owned())));
         if let Some(tls) = &self.tls {
             env.push(("CONSUL_CACERT", tls.ca.display().to_string()));
             env.push(("CONSUL_CLIENT_CERT", tls.client.cert.display().to_string()));
@@ -263,13 +254,7 @@ impl Consul {
 impl Place {
     pub(crate) fn reserve(ip: Ipv4Addr) -> io::Result<Place> {
         let [http, https, rpc, serf] = Port::reserve_many()?;
-        Ok(Place {
-            ip,
-            http,
-            https,
-            rpc,
-            serf,
-        })
+        Ok(Place { ip, http, https, rpc, serf })
     }
 
     fn http(&self) -> SocketAddr {

@@ -81,13 +81,7 @@ impl ControlPlane {
     /// It could not be made or written.
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<PathBuf, BedError> {
         let client = self.authority.client(user, group)?;
-        write_kubeconfig(
-            &self.folder,
-            self.port.number(),
-            &self.authority,
-            user,
-            &client,
-        )
+        write_kubeconfig(&self.folder, self.port.number(), &self.authority, user, &client)
     }
 
     /// A kubeconfig file like [`ControlPlane::kubeconfig`] that goes to another address on
@@ -158,11 +152,7 @@ fn start_etcd(folder: &Folder, [client, peer]: &[Port; 2]) -> Result<Server, Bed
     Server::start(recipe, move || {
         let reply =
             request(address, "GET", "/health", &[], b"").map_err(|error| error.to_string())?;
-        if reply.ok() {
-            Ok(())
-        } else {
-            Err(reply.text())
-        }
+        if reply.ok() { Ok(()) } else { Err(reply.text()) }
     })
 }
 
@@ -217,21 +207,13 @@ fn apiserver_ready(kubeconfig: &Path) -> Result<(), String> {
 }
 
 fn run_quietly(command: &mut Command) -> Result<(), String> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| error.to_string())?;
-    let ended = wait_for("kubectl", Duration::from_secs(15), || {
-        child.try_wait().transpose()
-    });
+    let ended = wait_for("kubectl", Duration::from_secs(15), || child.try_wait().transpose());
     match ended {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(_) => {
-            let output = child
-                .wait_with_output()
-                .map_err(|error| error.to_string())?;
+            let output = child.wait_with_output().map_err(|error| error.to_string())?;
             Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
         }
         Err(late) => {

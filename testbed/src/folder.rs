@@ -24,10 +24,7 @@ impl Folder {
     /// # Errors
     /// The folder could not be created, or the reaper not be told.
     pub fn new(label: &str) -> io::Result<Folder> {
-        let path = tempfile::Builder::new()
-            .prefix(&format!("testbed-{label}-"))
-            .tempdir()?
-            .keep();
+        let path = tempfile::Builder::new().prefix(&format!("testbed-{label}-")).tempdir()?.keep();
         let folder = Folder { path };
         reaper::owns_folder(&folder.path)?;
         Ok(folder)
@@ -110,10 +107,8 @@ mod tests {
     #[test]
     fn keeps_its_logs_and_nothing_else_when_the_thread_panics() {
         let folder = Folder::new("kept").unwrap();
-        let (log, data) = (
-            folder.write("a.log", "text").unwrap(),
-            folder.write("data", "").unwrap(),
-        );
+        let (log, data) =
+            (folder.write("a.log", "text").unwrap(), folder.write("data", "").unwrap());
         let path = folder.path().to_owned();
         let panicked = std::thread::spawn(move || {
             let _folder = folder;

@@ -66,8 +66,7 @@ pub fn request(
     let head = Head::read(&mut reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let status = head.status().ok_or_else(|| malformed("status line"))?;
     let mut raw = Vec::new();
-    head.reply_framing(method)
-        .copy(&mut reader, &mut Dechunked(&mut raw))?;
+    head.reply_framing(method).copy(&mut reader, &mut Dechunked(&mut raw))?;
     Ok(Reply { status, body: raw })
 }
 
@@ -265,10 +264,7 @@ fn chunk_size(line: &[u8]) -> io::Result<u64> {
 
 fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    reader
-        .by_ref()
-        .take(LONGEST_LINE)
-        .read_until(b'\n', &mut line)?;
+    reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
     Ok(line)
 }
 
@@ -287,21 +283,14 @@ mod tests {
         let mut reader = &wire[..];
         let head = Head::read(&mut reader).unwrap().unwrap();
         let mut copied = Vec::new();
-        head.reply_framing("GET")
-            .copy(&mut reader, &mut copied)
-            .unwrap();
-        assert_eq!(
-            (copied.as_slice(), reader),
-            (&b"3\r\nabc\r\n0\r\n\r\n"[..], &b"next"[..])
-        );
+        head.reply_framing("GET").copy(&mut reader, &mut copied).unwrap();
+        assert_eq!((copied.as_slice(), reader), (&b"3\r\nabc\r\n0\r\n\r\n"[..], &b"next"[..]));
     }
 
     #[test]
     fn a_body_that_is_cut_short_is_an_error() {
         let mut reader = &b"ab"[..];
-        let error = Framing::Length(3)
-            .copy(&mut reader, &mut Vec::new())
-            .unwrap_err();
+        let error = Framing::Length(3).copy(&mut reader, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 

@@ -47,9 +47,7 @@ impl Port {
     /// As [`Port::reserve`].
     pub fn reserve_many<const N: usize>() -> io::Result<[Port; N]> {
         let ports: Vec<Port> = (0..N).map(|_| Port::reserve()).collect::<Result<_, _>>()?;
-        ports
-            .try_into()
-            .map_err(|_| io::ErrorKind::AddrInUse.into())
+        ports.try_into().map_err(|_| io::ErrorKind::AddrInUse.into())
     }
 
     /// The port's number.
@@ -63,10 +61,7 @@ impl Port {
         let reservation = UnixListener::bind_addr(&name)?;
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, number))?;
         UdpSocket::bind((Ipv4Addr::UNSPECIFIED, number))?;
-        Ok(Port {
-            number,
-            _reservation: reservation,
-        })
+        Ok(Port { number, _reservation: reservation })
     }
 }
 

@@ -167,11 +167,7 @@ impl Server {
         recipe: Recipe,
         probe: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) -> Server {
-        Server {
-            recipe,
-            probe: Box::new(probe),
-            child: Mutex::new(None),
-        }
+        Server { recipe, probe: Box::new(probe), child: Mutex::new(None) }
     }
 
     /// Starts it with the same arguments, and so with its old ports and data, and waits until it
@@ -194,18 +190,12 @@ impl Server {
             return Err(BedError::Running { name: self.name() });
         }
         let spawned = self.spawn();
-        *child = Some(spawned.map_err(|source| BedError::Spawn {
-            name: self.name(),
-            source,
-        })?);
+        *child = Some(spawned.map_err(|source| BedError::Spawn { name: self.name(), source })?);
         Ok(())
     }
 
     fn spawn(&self) -> io::Result<Child> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.recipe.log)?;
+        let log = OpenOptions::new().create(true).append(true).open(&self.recipe.log)?;
         let mut child = Command::new("sh")
             .args(["-c", GATE, "sh"])
             .arg(&self.recipe.program)
@@ -215,13 +205,8 @@ impl Server {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let opened = reaper::owns_process(child.id()).and_then(|()| {
-            child
-                .stdin
-                .take()
-                .ok_or(io::ErrorKind::BrokenPipe)?
-                .write_all(b"go\n")
-        });
+        let opened = reaper::owns_process(child.id())
+            .and_then(|()| child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?.write_all(b"go\n"));
         if let Err(error) = opened {
             drop(child.stdin.take());
             child.wait()?;
@@ -241,30 +226,17 @@ impl Server {
         loop {
             if let Some(status) = self.reap_if_ended()? {
                 let tail = tail(&self.recipe.log);
-                return Err(BedError::Ended {
-                    name: self.name(),
-                    status,
-                    tail,
-                });
+                return Err(BedError::Ended { name: self.name(), status, tail });
             }
             let Err(last) = (self.probe)() else {
                 return Ok(());
             };
             if deadline.passed() {
                 let tail = tail(&self.recipe.log);
-                return Err(BedError::NotReady {
-                    name: self.name(),
-                    allowed,
-                    last,
-                    tail,
-                });
+                return Err(BedError::NotReady { name: self.name(), allowed, last, tail });
             }
             alive.beat(|waited| {
-                format!(
-                    "{} is not ready after {} s: {last}",
-                    self.name(),
-                    waited.as_secs()
-                )
+                format!("{} is not ready after {} s: {last}", self.name(), waited.as_secs())
             });
             pause();
         }
@@ -373,9 +345,7 @@ impl Server {
     fn signal(&self, signal: Signal, name: &'static str) -> Result<(), BedError> {
         let child = self.child();
         let not_running = || BedError::NotRunning { name: self.name() };
-        let pid = child
-            .as_ref()
-            .and_then(|child| Pid::from_raw(child.id() as i32));
+        let pid = child.as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
         kill_process_group(pid.ok_or_else(not_running)?, signal).map_err(|errno| BedError::Signal {
             name: self.name(),
             signal: name,
@@ -390,10 +360,7 @@ impl Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("name", &self.recipe.name)
-            .field("pid", &self.pid())
-            .finish()
+        f.debug_struct("Server").field("name", &self.recipe.name).field("pid", &self.pid()).finish()
     }
 }
 

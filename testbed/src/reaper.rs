@@ -86,10 +86,7 @@ impl Reaper {
         let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         note_panics();
         // Never waited for: it ends after us.
-        Ok(Reaper {
-            orders,
-            folders: Vec::new(),
-        })
+        Ok(Reaper { orders, folders: Vec::new() })
     }
 
     fn tell(&mut self, order: &str) -> io::Result<()> {
@@ -100,10 +97,8 @@ impl Reaper {
 /// The reaper, started at its first use.
 fn reaper() -> io::Result<MutexGuard<'static, Option<Reaper>>> {
     static REAPER: OnceLock<Mutex<Option<Reaper>>> = OnceLock::new();
-    let mut reaper = REAPER
-        .get_or_init(Mutex::default)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut reaper =
+        REAPER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if reaper.is_none() {
         *reaper = Some(Reaper::start()?);
     }

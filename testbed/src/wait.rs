@@ -44,10 +44,7 @@ impl Deadline {
     /// A deadline `allowed` from now.
     #[must_use]
     pub fn after(allowed: Duration) -> Deadline {
-        Deadline {
-            started: Stopwatch::start(),
-            allowed,
-        }
+        Deadline { started: Stopwatch::start(), allowed }
     }
 
     /// Whether it has passed.
@@ -85,10 +82,7 @@ pub fn wait_for<T>(
             return Ok(found);
         }
         if last {
-            return Err(TimedOut {
-                what: what.to_string(),
-                allowed,
-            });
+            return Err(TimedOut { what: what.to_string(), allowed });
         }
         alive.beat(|waited| format!("still waiting for {what} ({} s)", waited.as_secs()));
         pause();
@@ -108,10 +102,7 @@ pub(crate) struct Heartbeat {
 
 impl Heartbeat {
     pub(crate) fn start() -> Heartbeat {
-        Heartbeat {
-            watch: Stopwatch::start(),
-            beats: 0,
-        }
+        Heartbeat { watch: Stopwatch::start(), beats: 0 }
     }
 
     /// Says `line(time waited)` when it is time again.

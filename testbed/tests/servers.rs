@@ -4,10 +4,7 @@ use testbed::{Consul, ConsulCluster, ConsulClusterConfig, ConsulConfig, ControlP
 
 #[test]
 fn consul_answers_and_keeps_its_data_over_a_kill() {
-    let config = ConsulConfig {
-        persistent: true,
-        ..ConsulConfig::default()
-    };
+    let config = ConsulConfig { persistent: true, ..ConsulConfig::default() };
     let consul = Consul::start(config).unwrap();
     assert!(consul.request("PUT", "/v1/kv/key", b"value").unwrap().ok());
     consul.server().kill().unwrap();
@@ -18,12 +15,7 @@ fn consul_answers_and_keeps_its_data_over_a_kill() {
 
 #[test]
 fn consul_with_tls_and_acls_wants_a_certificate_and_a_token() {
-    let config = ConsulConfig {
-        tls: true,
-        acl: true,
-        unix_socket: true,
-        ..Default::default()
-    };
+    let config = ConsulConfig { tls: true, acl: true, unix_socket: true, ..Default::default() };
     let consul = Consul::start(config).unwrap();
     let put = |strip: &str| {
         let mut command = consul.cli(["kv", "put", "key", "value"]).unwrap();
@@ -50,30 +42,14 @@ fn a_cluster_of_three_elects_another_leader() {
 #[test]
 fn the_control_plane_answers_and_knows_who_may_do_what() {
     let kubernetes = ControlPlane::start().unwrap();
-    let ready = kubernetes
-        .kubectl(["get", "--raw", "/readyz"])
-        .unwrap()
-        .output()
-        .unwrap();
+    let ready = kubernetes.kubectl(["get", "--raw", "/readyz"]).unwrap().output().unwrap();
     assert_eq!(String::from_utf8_lossy(&ready.stdout), "ok");
 
-    let nobody = kubernetes
-        .kubeconfig_for("nobody", Some("strangers"))
-        .unwrap();
-    let mut ask = kubernetes
-        .kubectl(["auth", "can-i", "list", "pods"])
-        .unwrap();
+    let nobody = kubernetes.kubeconfig_for("nobody", Some("strangers")).unwrap();
+    let mut ask = kubernetes.kubectl(["auth", "can-i", "list", "pods"]).unwrap();
     let answer = ask.env("KUBECONFIG", nobody).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "no\n");
 
     kubernetes.apiserver().restart().unwrap();
-    assert!(
-        kubernetes
-            .kubectl(["get", "namespaces"])
-            .unwrap()
-            .output()
-            .unwrap()
-            .status
-            .success()
-    );
+    assert!(kubernetes.kubectl(["get", "namespaces"]).unwrap().output().unwrap().status.success());
 }

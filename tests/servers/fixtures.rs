@@ -10,7 +10,5 @@ pub(crate) async fn kube_client() -> Client {
 pub(crate) async fn create_namespace(client: &Client, name: &str) {
     let mut namespace = Namespace::default();
     namespace.metadata.name = Some(name.into());
-    let _ = Api::<Namespace>::all(client.clone())
-        .create(&PostParams::default(), &namespace)
-        .await;
+    let _ = Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await;
 }

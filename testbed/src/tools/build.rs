@@ -26,14 +26,8 @@ impl Cached {
         let module = tool.module();
         let source = repository().join(module.folder);
         let hash = hash_of(module, &source).map_err(|source| io_error(tool, source))?;
-        let folder = repository()
-            .join("tools/.cache")
-            .join(format!("{}-{hash:016x}", module.name));
-        Ok(Cached {
-            tool,
-            source,
-            folder,
-        })
+        let folder = repository().join("tools/.cache").join(format!("{}-{hash:016x}", module.name));
+        Ok(Cached { tool, source, folder })
     }
 
     pub(super) fn binary(&self) -> PathBuf {
@@ -52,10 +46,7 @@ impl Cached {
             return Ok(self.binary());
         }
         if on_path("go").is_none() {
-            return Err(ToolError::NoGo {
-                tool: self.tool.name(),
-                module: self.source.clone(),
-            });
+            return Err(ToolError::NoGo { tool: self.tool.name(), module: self.source.clone() });
         }
         let module = self.tool.module();
         say(format!(
@@ -66,11 +57,7 @@ impl Cached {
         ));
         let watch = Stopwatch::start();
         self.build_aside()?;
-        say(format!(
-            "built {} in {} s",
-            self.tool.name(),
-            watch.elapsed().as_secs()
-        ));
+        say(format!("built {} in {} s", self.tool.name(), watch.elapsed().as_secs()));
         Ok(self.binary())
     }
 
@@ -78,10 +65,7 @@ impl Cached {
     fn lock(&self) -> Result<File, ToolError> {
         let path = self.folder.with_file_name("build.lock");
         let file = File::create(path).map_err(|error| self.io(error))?;
-        let what = format!(
-            "another process that builds tools, to go on with {}",
-            self.tool.name()
-        );
+        let what = format!("another process that builds tools, to go on with {}", self.tool.name());
         wait_for(what, BUILD_PATIENCE, || match file.try_lock() {
             Ok(()) => Some(Ok(())),
             Err(TryLockError::WouldBlock) => None,
@@ -104,11 +88,7 @@ impl Cached {
         if !self.run_go(&aside, &log)? {
             let output = folder::tail(&log);
             let module = self.source.clone();
-            return Err(ToolError::Build {
-                tool: self.tool.name(),
-                module,
-                output,
-            });
+            return Err(ToolError::Build { tool: self.tool.name(), module, output });
         }
         fs::rename(&aside, &self.folder).map_err(|error| self.io(error))
     }
@@ -169,10 +149,7 @@ impl Cached {
 }
 
 fn io_error(tool: Tool, source: io::Error) -> ToolError {
-    ToolError::Io {
-        tool: tool.name(),
-        source,
-    }
+    ToolError::Io { tool: tool.name(), source }
 }
 
 /// A hash of all that decides what comes out: pins, flags and our own Go code.
@@ -180,10 +157,7 @@ fn hash_of(module: &Module, source: &Path) -> io::Result<u64> {
     let mut files: Vec<PathBuf> = fs::read_dir(source)?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<io::Result<_>>()?;
-    files.retain(|file| {
-        file.extension()
-            .is_some_and(|kind| kind == "go" || is_pin(file))
-    });
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "go" || is_pin(file)));
     files.sort();
     let mut hash = fnv(0xcbf2_9ce4_8422_2325, module.ldflags.as_bytes());
     for file in files {
@@ -198,9 +172,7 @@ fn is_pin(file: &Path) -> bool {
 
 /// FNV-1a: stable over releases of Rust, as the standard library's hasher is not.
 fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -124,13 +124,8 @@ struct Fitting {
 
 impl Tool {
     /// All of them.
-    pub const ALL: [Tool; 5] = [
-        Tool::Consul,
-        Tool::Etcd,
-        Tool::KubeApiserver,
-        Tool::Kubectl,
-        Tool::ApiLock,
-    ];
+    pub const ALL: [Tool; 5] =
+        [Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock];
 
     /// What people call it.
     #[must_use]
@@ -212,13 +207,7 @@ impl Tool {
             Tool::Kubectl => (&["version", "--client"], 1, 36, 1),
             Tool::ApiLock => return None,
         };
-        Some(Fitting {
-            program: self.name(),
-            version_args,
-            major,
-            minor,
-            skew,
-        })
+        Some(Fitting { program: self.name(), version_args, major, minor, skew })
     }
 }
 
@@ -260,9 +249,7 @@ pub fn repository() -> PathBuf {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 /// Runs the program and takes the first `1.2` or `v1.2.3` of what it prints.
@@ -274,9 +261,7 @@ fn version_of(program: &Path, args: &[&str]) -> Option<(u32, u32)> {
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let ended = wait_for("a version", VERSION_PATIENCE, || {
-        child.try_wait().transpose()
-    });
+    let ended = wait_for("a version", VERSION_PATIENCE, || child.try_wait().transpose());
     if !matches!(ended, Ok(Ok(_))) {
         let _ = child.kill();
         let _ = child.wait();
@@ -299,30 +284,17 @@ mod tests {
     #[test]
     fn versions_are_read_from_what_the_tools_print() {
         let first = |text: &str| text.split_whitespace().find_map(major_and_minor);
-        assert_eq!(
-            first("Consul v1.21.0+ent\nBuild Date 1970-01-01"),
-            Some((1, 21))
-        );
+        assert_eq!(first("Consul v1.21.0+ent\nBuild Date 1970-01-01"), Some((1, 21)));
         assert_eq!(first("etcd Version: 3.6.6\nGit SHA: x"), Some((3, 6)));
-        assert_eq!(
-            first("Client Version: v1.36.3\nKustomize Version: v5.8.1"),
-            Some((1, 36))
-        );
+        assert_eq!(first("Client Version: v1.36.3\nKustomize Version: v5.8.1"), Some((1, 36)));
         assert_eq!(first("no version here"), None);
     }
 
     #[test]
     fn what_is_not_on_path_does_not_fit_and_says_so() {
-        let fitting = Fitting {
-            program: "no-such-program",
-            version_args: &[],
-            major: 1,
-            minor: 0,
-            skew: 0,
-        };
-        let Look::DoesNotFit(why) = fitting.look() else {
-            panic!("found")
-        };
+        let fitting =
+            Fitting { program: "no-such-program", version_args: &[], major: 1, minor: 0, skew: 0 };
+        let Look::DoesNotFit(why) = fitting.look() else { panic!("found") };
         assert_eq!(why, "no no-such-program on PATH");
     }
 }
