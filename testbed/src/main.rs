@@ -45,7 +45,9 @@ fn end_badly(how: &str) -> Result<(), BedError> {
             .map(Into::into)
             .into(),
         log: folder.path().join("stubborn.log"),
+        env: Vec::new(),
         allowed: Duration::from_secs(10),
+        grace: Duration::ZERO,
     };
     let log = recipe.log.clone();
     let server = Server::start(recipe, move || match std::fs::read_to_string(&log) {
