@@ -63,9 +63,7 @@ struct Inner {
 
 impl fmt::Debug for HttpConsul {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpConsul")
-            .field("address", &self.0.address)
-            .finish_non_exhaustive()
+        f.debug_struct("HttpConsul").field("address", &self.0.address).finish_non_exhaustive()
     }
 }
 
@@ -87,18 +85,9 @@ impl HttpConsul {
             }
         }
         let tenant = [("ns", config.namespace), ("partition", config.partition)];
-        let tenant = tenant
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect();
+        let tenant = tenant.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         let observer = config.observer;
-        Ok(HttpConsul(Arc::new(Inner {
-            address,
-            tenant,
-            transport,
-            clock,
-            observer,
-        })))
+        Ok(HttpConsul(Arc::new(Inner { address, tenant, transport, clock, observer })))
     }
 
     /// A call with small answer and the usual time limit, to be adorned further.
@@ -112,15 +101,7 @@ impl HttpConsul {
         for (name, value) in &self.0.tenant {
             url.query_pairs_mut().append_pair(name, value);
         }
-        Call {
-            operation,
-            method,
-            url,
-            body: None,
-            body_max: SMALL,
-            wait: None,
-            also: &[],
-        }
+        Call { operation, method, url, body: None, body_max: SMALL, wait: None, also: &[] }
     }
 
     /// Carries a call out, has its answer understood, and reports to the observer.
@@ -152,13 +133,11 @@ impl HttpConsul {
 }
 
 fn json(operation: Operation, value: &impl Serialize) -> Result<Body, ConsulError> {
-    serde_json::to_vec(value)
-        .map(Body::Json)
-        .map_err(|error| ConsulError {
-            operation,
-            class: Class::Invalid,
-            message: error.to_string(),
-        })
+    serde_json::to_vec(value).map(Body::Json).map_err(|error| ConsulError {
+        operation,
+        class: Class::Invalid,
+        message: error.to_string(),
+    })
 }
 
 fn with_consistency(url: &mut Url, consistency: Consistency) {
@@ -189,18 +168,14 @@ impl Consul for HttpConsul {
         let operation = Operation::RegisterNode;
         let mut call = self.call(operation, Method::PUT, ["v1", "catalog", "register"]);
         call.body = Some(json(operation, &wire::Registration::of(node))?);
-        self.ask(call, |answer| answer.json::<bool>().map(drop))
-            .await
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
     }
 
     async fn create_session(&self, request: &SessionRequest) -> Result<SessionId, ConsulError> {
         let operation = Operation::CreateSession;
         let mut call = self.call(operation, Method::PUT, ["v1", "session", "create"]);
         call.body = Some(json(operation, &wire::NewSession::of(request))?);
-        self.ask(call, |answer| {
-            Ok(SessionId::new(answer.json::<wire::CreatedSession>()?.id))
-        })
-        .await
+        self.ask(call, |answer| Ok(SessionId::new(answer.json::<wire::CreatedSession>()?.id))).await
     }
 
     async fn renew_session(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
@@ -219,8 +194,7 @@ impl Consul for HttpConsul {
     async fn destroy_session(&self, id: &SessionId) -> Result<(), ConsulError> {
         let path = ["v1", "session", "destroy", id.as_str()];
         let call = self.call(Operation::DestroySession, Method::PUT, path);
-        self.ask(call, |answer| answer.json::<bool>().map(drop))
-            .await
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
     }
 
     async fn session(
@@ -284,10 +258,7 @@ impl Consul for HttpConsul {
         self.ask(call, |answer| {
             let index = answer.index()?;
             answer.unfiltered(|| format!("key:read under {prefix:?}"))?;
-            Ok(Listing {
-                pairs: answer.pairs()?,
-                index,
-            })
+            Ok(Listing { pairs: answer.pairs()?, index })
         })
         .await
     }
@@ -301,21 +272,15 @@ impl Consul for HttpConsul {
     ) -> Result<bool, ConsulError> {
         let mut call = self.call(Operation::WriteKey, Method::PUT, kv_path(key.as_str()));
         if let Some(flags) = flags {
-            call.url
-                .query_pairs_mut()
-                .append_pair("flags", &flags.to_string());
+            call.url.query_pairs_mut().append_pair("flags", &flags.to_string());
         }
         match &mode {
             PutMode::Plain => {}
             PutMode::Acquire(id) => {
-                call.url
-                    .query_pairs_mut()
-                    .append_pair("acquire", id.as_str());
+                call.url.query_pairs_mut().append_pair("acquire", id.as_str());
             }
             PutMode::Release(id) => {
-                call.url
-                    .query_pairs_mut()
-                    .append_pair("release", id.as_str());
+                call.url.query_pairs_mut().append_pair("release", id.as_str());
             }
         }
         call.body = Some(Body::Raw(value.to_vec()));
@@ -324,8 +289,7 @@ impl Consul for HttpConsul {
 
     async fn delete(&self, key: &Key) -> Result<(), ConsulError> {
         let call = self.call(Operation::DeleteKey, Method::DELETE, kv_path(key.as_str()));
-        self.ask(call, |answer| answer.json::<bool>().map(drop))
-            .await
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
     }
 
     async fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
@@ -342,11 +306,7 @@ impl Consul for HttpConsul {
     }
 
     async fn leader(&self) -> Result<Option<String>, ConsulError> {
-        let call = self.call(
-            Operation::ReadLeader,
-            Method::GET,
-            ["v1", "status", "leader"],
-        );
+        let call = self.call(Operation::ReadLeader, Method::GET, ["v1", "status", "leader"]);
         self.ask(call, |answer| {
             let leader: String = answer.json()?;
             Ok(Some(leader).filter(|leader| !leader.is_empty()))
@@ -355,12 +315,7 @@ impl Consul for HttpConsul {
     }
 
     async fn token_self(&self) -> Result<TokenInfo, ConsulError> {
-        let call = self.call(
-            Operation::ReadToken,
-            Method::GET,
-            ["v1", "acl", "token", "self"],
-        );
-        self.ask(call, |answer| Ok(answer.json::<wire::Token>()?.into()))
-            .await
+        let call = self.call(Operation::ReadToken, Method::GET, ["v1", "acl", "token", "self"]);
+        self.ask(call, |answer| Ok(answer.json::<wire::Token>()?.into())).await
     }
 }

@@ -33,13 +33,8 @@ async fn works(consul: HttpConsul) {
     let lab = Lab::on(consul).await;
     let (target, session) = (lab.key("k"), lab.session().await);
     let held = lab.lock(&target, &session).await.unwrap();
-    let blocking = Blocking {
-        after: held.modify_index,
-        wait: PATIENCE,
-    };
-    let poll = lab
-        .consul
-        .watch_key(&target, blocking, Consistency::Default);
+    let blocking = Blocking { after: held.modify_index, wait: PATIENCE };
+    let poll = lab.consul.watch_key(&target, blocking, Consistency::Default);
     let (seen, released) = tokio::join!(poll, lab.release(&target, &session));
     assert!(released && seen.unwrap().pair.unwrap().session.is_none());
     lab.consul.destroy_session(&session).await.unwrap();
@@ -50,11 +45,7 @@ async fn works(consul: HttpConsul) {
 /// A Consul on HTTPS with an authority of its own, and on a Unix socket.
 fn armoured_consul() -> &'static testbed::Consul {
     static CONSUL: OnceLock<testbed::Consul> = OnceLock::new();
-    let config = testbed::ConsulConfig {
-        tls: true,
-        unix_socket: true,
-        ..Default::default()
-    };
+    let config = testbed::ConsulConfig { tls: true, unix_socket: true, ..Default::default() };
     CONSUL.get_or_init(|| testbed::Consul::start(config).unwrap())
 }
 
@@ -76,10 +67,7 @@ async fn consul_is_reached_under_a_path_prefix() {
     let gateway = Gateway::start(shared_consul().http(), "/consul/eu").await;
     works(client(format!("{}/", gateway.address), |_| {})).await;
     let elsewhere = client(gateway.address.replace("/eu", "/us"), |_| {});
-    let error = elsewhere
-        .get(&key(), Consistency::Default)
-        .await
-        .unwrap_err();
+    let error = elsewhere.get(&key(), Consistency::Default).await.unwrap_err();
     assert_eq!(error.class, Class::Invalid, "{error}");
 }
 
@@ -94,10 +82,7 @@ async fn refused(address: String, change: impl FnOnce(&mut HttpConfig)) -> Consu
         with_certificates(config);
         change(config);
     });
-    consul
-        .put(&key(), b"", None, PutMode::Plain)
-        .await
-        .unwrap_err()
+    consul.put(&key(), b"", None, PutMode::Plain).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -109,10 +94,7 @@ async fn a_server_of_another_ca_is_refused() {
     })
     .await;
     assert_eq!(error.class, Class::Transient, "{error}"); // nothing was sent
-    assert!(
-        error.message.contains("invalid peer certificate"),
-        "{error}"
-    );
+    assert!(error.message.contains("invalid peer certificate"), "{error}");
 }
 
 #[tokio::test]
@@ -123,10 +105,7 @@ async fn consul_refuses_a_client_without_a_certificate() {
     })
     .await;
     // Nothing was written if the refusal came early; over TLS 1.3 it may come late.
-    assert!(
-        matches!(error.class, Class::Transient | Class::UnknownOutcome),
-        "{error}"
-    );
+    assert!(matches!(error.class, Class::Transient | Class::UnknownOutcome), "{error}");
 }
 
 #[tokio::test]
@@ -151,10 +130,7 @@ fn a_server_name_is_a_dns_name() {
         with_certificates(&mut config);
         config.tls_server_name = Some(odd.into());
         let error = HttpConsul::new(config).unwrap_err();
-        assert!(
-            error.to_string().contains("is no DNS name"),
-            "{odd:?}: {error}"
-        );
+        assert!(error.to_string().contains("is no DNS name"), "{odd:?}: {error}");
     }
 }
 
@@ -164,9 +140,7 @@ fn a_server_name_is_a_dns_name() {
 fn token(rules: &str) -> (String, String) {
     let name = unique("policy");
     let made = |path: &str, body: serde_json::Value| {
-        let reply = guarded_consul()
-            .request("PUT", path, body.to_string().as_bytes())
-            .unwrap();
+        let reply = guarded_consul().request("PUT", path, body.to_string().as_bytes()).unwrap();
         assert!(reply.ok(), "{}", reply.text());
         reply.json()
     };
@@ -186,56 +160,21 @@ async fn a_denial_names_the_missing_rule_and_never_the_token() {
     let (accessor, secret) = token(r#"key_prefix "elsewhere/" { policy = "read" }"#);
     let (consul, lab) = (with_token(&secret), guarded_lab().await);
     let (target, node) = (lab.key("k"), lab.node.as_str());
-    let steps = [TxnOp::Set {
-        key: target.clone(),
-        value: Vec::new(),
-        flags: 0,
-    }];
+    let steps = [TxnOp::Set { key: target.clone(), value: Vec::new(), flags: 0 }];
     let (session, unknown) = (lab.session().await, NodeName::new(unique("unknown")));
     consul.register_node(&lab.node).await.unwrap(); // it is there: nothing to write, no rule needed
     for (error, rule, name) in [
-        (
-            consul.register_node(&unknown).await.unwrap_err(),
-            "node:write",
-            unknown.as_str(),
-        ),
-        (
-            consul.create_session(&lab.request()).await.unwrap_err(),
-            "session:write",
-            node,
-        ),
-        (
-            consul.renew_session(&session).await.unwrap_err(),
-            "session:write",
-            node,
-        ),
-        (
-            consul.destroy_session(&session).await.unwrap_err(),
-            "session:write",
-            node,
-        ),
-        (
-            consul.get(&target, Consistency::Default).await.unwrap_err(),
-            "key:read",
-            target.as_str(),
-        ),
-        (
-            consul.delete(&target).await.unwrap_err(),
-            "key:write",
-            target.as_str(),
-        ),
-        (
-            consul.transaction(&steps).await.unwrap_err(),
-            "key:write",
-            target.as_str(),
-        ),
+        (consul.register_node(&unknown).await.unwrap_err(), "node:write", unknown.as_str()),
+        (consul.create_session(&lab.request()).await.unwrap_err(), "session:write", node),
+        (consul.renew_session(&session).await.unwrap_err(), "session:write", node),
+        (consul.destroy_session(&session).await.unwrap_err(), "session:write", node),
+        (consul.get(&target, Consistency::Default).await.unwrap_err(), "key:read", target.as_str()),
+        (consul.delete(&target).await.unwrap_err(), "key:write", target.as_str()),
+        (consul.transaction(&steps).await.unwrap_err(), "key:write", target.as_str()),
     ] {
         assert_eq!(error.class, Class::Denied, "{error}");
         let words = format!("lacks permission '{rule}' on \"{name}\"");
-        assert!(
-            error.message.contains(&words) && error.message.contains(&accessor),
-            "{error}"
-        );
+        assert!(error.message.contains(&words) && error.message.contains(&accessor), "{error}");
         assert!(!format!("{error:?}{error}{consul:?}").contains(&secret));
     }
 }
@@ -249,39 +188,20 @@ async fn what_a_token_may_not_see_is_denied_and_not_missing() {
     let lab = guarded_lab().await;
     let (session, seen, hidden) = (lab.session().await, lab.key("seen"), lab.key("hidden"));
     for key in [&seen, &hidden] {
-        lab.consul
-            .put(key, b"", None, PutMode::Plain)
-            .await
-            .unwrap();
+        lab.consul.put(key, b"", None, PutMode::Plain).await.unwrap();
     }
     let (_, secret) = token(&format!(r#"key "{seen}" {{ policy = "read" }}"#));
     let consul = with_token(&secret);
-    let now = Blocking {
-        after: 0,
-        wait: Duration::from_secs(1),
-    };
+    let now = Blocking { after: 0, wait: Duration::from_secs(1) };
     for error in [
-        consul
-            .session(&session, Consistency::Consistent)
-            .await
-            .unwrap_err(),
+        consul.session(&session, Consistency::Consistent).await.unwrap_err(),
         consul.node_sessions(&lab.node).await.unwrap_err(),
-        consul
-            .watch_prefix(&lab.prefix, now, Consistency::Default)
-            .await
-            .unwrap_err(),
+        consul.watch_prefix(&lab.prefix, now, Consistency::Default).await.unwrap_err(),
     ] {
         assert_eq!(error.class, Class::Denied, "{error}");
         assert!(error.message.contains(":read"), "{error}");
     }
-    assert!(
-        consul
-            .get(&seen, Consistency::Default)
-            .await
-            .unwrap()
-            .pair
-            .is_some()
-    );
+    assert!(consul.get(&seen, Consistency::Default).await.unwrap().pair.is_some());
     let nobody = NodeName::new("no-such-node");
     assert!(consul.node_sessions(&nobody).await.unwrap().is_empty()); // nothing hidden there
 }
@@ -310,16 +230,10 @@ async fn a_rotated_token_file_is_used_without_a_denial() {
     let source = TokenSource::File(file);
     let consul = client(guarded_consul().address(), |config| config.token = source);
     let target = key();
-    consul
-        .put(&target, b"", None, PutMode::Plain)
-        .await
-        .unwrap();
+    consul.put(&target, b"", None, PutMode::Plain).await.unwrap();
 
     folder.write("token", "").unwrap(); // in the middle of being written
-    consul
-        .put(&target, b"", None, PutMode::Plain)
-        .await
-        .unwrap();
+    consul.put(&target, b"", None, PutMode::Plain).await.unwrap();
     folder.write("token", format!("{new}\n")).unwrap();
     let gone = format!("/v1/acl/token/{old_accessor}");
     assert!(guarded_consul().request("DELETE", &gone, b"").unwrap().ok());
@@ -327,19 +241,15 @@ async fn a_rotated_token_file_is_used_without_a_denial() {
     while let Err(error) = consul.put(&target, b"", None, PutMode::Plain).await {
         assert_eq!(error.class, Class::Transient, "{error}");
         assert!(clock.now().since(begin) < PATIENCE, "still the old token");
-        clock
-            .sleep_until(clock.now() + Duration::from_millis(50))
-            .await;
+        clock.sleep_until(clock.now() + Duration::from_millis(50)).await;
     }
 }
 
 // ---- limits ----
 
 fn narrow_consul() -> testbed::Consul {
-    let config = testbed::ConsulConfig {
-        http_max_conns_per_client: Some(10),
-        ..Default::default()
-    };
+    let config =
+        testbed::ConsulConfig { http_max_conns_per_client: Some(10), ..Default::default() };
     testbed::Consul::start(config).unwrap()
 }
 
@@ -347,30 +257,19 @@ fn narrow_consul() -> testbed::Consul {
 async fn five_hundred_calls_at_once_stay_below_ten_connections() {
     let narrow = narrow_consul();
     let consul = client(narrow.address(), |config| config.timeout = PATIENCE);
-    let blocking = Blocking {
-        after: u64::MAX,
-        wait: Duration::from_secs(60),
-    };
+    let blocking = Blocking { after: u64::MAX, wait: Duration::from_secs(60) };
     let mut polls = JoinSet::new();
     for target in [key(), key()] {
         let consul = consul.clone();
         polls.spawn(async move {
-            consul
-                .watch_key(&target, blocking, Consistency::Default)
-                .await
-                .unwrap();
+            consul.watch_key(&target, blocking, Consistency::Default).await.unwrap();
         });
     }
     let mut calls = JoinSet::new();
     for nth in 0..500_u64 {
         let (consul, target) = (consul.clone(), key());
         calls.spawn(async move {
-            assert!(
-                consul
-                    .put(&target, b"", Some(nth), PutMode::Plain)
-                    .await
-                    .unwrap()
-            );
+            assert!(consul.put(&target, b"", Some(nth), PutMode::Plain).await.unwrap());
             let seen = consul.get(&target, Consistency::Consistent).await.unwrap();
             assert_eq!(seen.pair.unwrap().flags, nth);
         });
@@ -387,15 +286,8 @@ async fn a_connection_too_many_is_refused_in_a_way_that_can_be_tried_again() {
     let consul = client(narrow.address(), |config| config.max_polls = 10);
     let taken = key();
     consul.put(&taken, b"", None, PutMode::Plain).await.unwrap();
-    let after = consul
-        .get(&taken, Consistency::Default)
-        .await
-        .unwrap()
-        .index;
-    let blocking = Blocking {
-        after,
-        wait: Duration::from_secs(60),
-    };
+    let after = consul.get(&taken, Consistency::Default).await.unwrap().index;
+    let blocking = Blocking { after, wait: Duration::from_secs(60) };
     let mut polls = JoinSet::new();
     for _ in 0..10 {
         let (consul, taken) = (consul.clone(), taken.clone());
@@ -409,9 +301,7 @@ async fn a_connection_too_many_is_refused_in_a_way_that_can_be_tried_again() {
             Err(error) => break error,
             Ok(_) => assert!(clock.now().since(begin) < PATIENCE, "never refused"),
         }
-        clock
-            .sleep_until(clock.now() + Duration::from_millis(20))
-            .await;
+        clock.sleep_until(clock.now() + Duration::from_millis(20)).await;
     };
     assert_eq!(error.class, Class::Transient, "{error}");
     assert!(error.message.contains("too many"), "{error}");

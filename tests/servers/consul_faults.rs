@@ -38,17 +38,11 @@ async fn against(reply: Reply) -> (Scripted, HttpConsul) {
 }
 
 async fn read(consul: &HttpConsul) -> ConsulError {
-    consul
-        .get(&key(), Consistency::Consistent)
-        .await
-        .unwrap_err()
+    consul.get(&key(), Consistency::Consistent).await.unwrap_err()
 }
 
 async fn write(consul: &HttpConsul) -> ConsulError {
-    consul
-        .put(&key(), b"v", Some(1), PutMode::Plain)
-        .await
-        .unwrap_err()
+    consul.put(&key(), b"v", Some(1), PutMode::Plain).await.unwrap_err()
 }
 
 fn request() -> SessionRequest {
@@ -67,20 +61,13 @@ fn request() -> SessionRequest {
 async fn is_unanswered(reply: Reply) {
     let (_server, consul) = against(reply).await;
     let (read, write) = (read(&consul).await, write(&consul).await);
-    assert_eq!(
-        (read.class, write.class),
-        (Class::Transient, Class::UnknownOutcome),
-        "{read}"
-    );
+    assert_eq!((read.class, write.class), (Class::Transient, Class::UnknownOutcome), "{read}");
     let id = SessionId::new("id");
     for error in [
         consul.create_session(&request()).await.unwrap_err(),
         consul.renew_session(&id).await.unwrap_err(),
         consul.destroy_session(&id).await.unwrap_err(),
-        consul
-            .transaction(&[TxnOp::Delete { key: key() }])
-            .await
-            .unwrap_err(),
+        consul.transaction(&[TxnOp::Delete { key: key() }]).await.unwrap_err(),
     ] {
         assert_eq!(error.class, Class::UnknownOutcome, "{error}");
     }
@@ -88,22 +75,12 @@ async fn is_unanswered(reply: Reply) {
 
 #[tokio::test]
 async fn truncated_json_leaves_a_write_open() {
-    is_unanswered(Reply::of(
-        "200 OK",
-        "X-Consul-Index: 7\r\n",
-        r#"[{"Key": "a/k"#,
-    ))
-    .await;
+    is_unanswered(Reply::of("200 OK", "X-Consul-Index: 7\r\n", r#"[{"Key": "a/k"#)).await;
 }
 
 #[tokio::test]
 async fn json_of_somebody_else_leaves_a_write_open() {
-    is_unanswered(Reply::of(
-        "200 OK",
-        "X-Consul-Index: 7\r\n",
-        r#"{"hello": 1}"#,
-    ))
-    .await;
+    is_unanswered(Reply::of("200 OK", "X-Consul-Index: 7\r\n", r#"{"hello": 1}"#)).await;
 }
 
 #[tokio::test]
@@ -139,10 +116,7 @@ async fn a_reply_that_never_comes_is_given_up_in_time() {
     assert_eq!(error.class, Class::UnknownOutcome);
     assert_eq!(error.message, "no answer within 300ms");
     let took = clock.now().since(begin);
-    assert!(
-        took >= 2 * limit && took < Duration::from_secs(5),
-        "{took:?}"
-    );
+    assert!(took >= 2 * limit && took < Duration::from_secs(5), "{took:?}");
 }
 
 #[tokio::test]
@@ -163,10 +137,7 @@ async fn a_redirect_is_not_followed() {
     let (_server, consul) = against(Reply::of("307 Temporary Redirect", &location, "")).await;
     for error in [read(&consul).await, write(&consul).await] {
         assert_eq!(error.class, Class::Invalid, "{error}");
-        assert!(
-            error.message.contains("redirects are not followed"),
-            "{error}"
-        );
+        assert!(error.message.contains("redirects are not followed"), "{error}");
     }
     assert!(elsewhere.requests().is_empty());
 }
@@ -175,25 +146,16 @@ async fn a_redirect_is_not_followed() {
 async fn a_404_of_somebody_else_is_no_missing_key() {
     let (_server, consul) = against(Reply::of("404 Not Found", "", "404 page not found")).await;
     assert_eq!(read(&consul).await.class, Class::Invalid);
-    let renewal = consul
-        .renew_session(&SessionId::new("id"))
-        .await
-        .unwrap_err();
+    let renewal = consul.renew_session(&SessionId::new("id")).await.unwrap_err();
     assert_eq!(renewal.class, Class::Invalid);
 }
 
 #[tokio::test]
 async fn an_empty_list_of_somebody_else_is_no_lost_session() {
     let (_server, consul) = against(Reply::of("200 OK", "", "[]")).await;
-    let error = consul
-        .session(&SessionId::new("id"), Consistency::Consistent)
-        .await
-        .unwrap_err();
+    let error = consul.session(&SessionId::new("id"), Consistency::Consistent).await.unwrap_err();
     assert_eq!(error.class, Class::Transient);
-    let error = consul
-        .node_sessions(&NodeName::new("node"))
-        .await
-        .unwrap_err();
+    let error = consul.node_sessions(&NodeName::new("node")).await.unwrap_err();
     assert_eq!(error.class, Class::Transient);
 }
 
@@ -201,24 +163,12 @@ async fn an_empty_list_of_somebody_else_is_no_lost_session() {
 async fn what_acls_hid_is_denied_and_not_missing() {
     let headers = "X-Consul-Index: 7\r\nX-Consul-Results-Filtered-By-ACLs: true\r\n";
     let (_server, consul) = against(Reply::of("200 OK", headers, "[]")).await;
-    let blocking = Blocking {
-        after: 0,
-        wait: Duration::from_secs(1),
-    };
+    let blocking = Blocking { after: 0, wait: Duration::from_secs(1) };
     let id = SessionId::new("id");
     for error in [
-        consul
-            .session(&id, Consistency::Consistent)
-            .await
-            .unwrap_err(),
-        consul
-            .node_sessions(&NodeName::new("node"))
-            .await
-            .unwrap_err(),
-        consul
-            .watch_prefix("a/", blocking, Consistency::Default)
-            .await
-            .unwrap_err(),
+        consul.session(&id, Consistency::Consistent).await.unwrap_err(),
+        consul.node_sessions(&NodeName::new("node")).await.unwrap_err(),
+        consul.watch_prefix("a/", blocking, Consistency::Default).await.unwrap_err(),
     ] {
         assert_eq!(error.class, Class::Denied, "{error}");
     }
@@ -235,16 +185,10 @@ async fn too_many_connections_is_transient_even_for_a_write() {
 
 #[tokio::test]
 async fn an_error_is_one_short_line_without_the_token() {
-    let body = format!(
-        "bad\r\n\x1b[31mtoken {TOKEN} {}",
-        "x".repeat(3 * 1024 * 1024)
-    );
+    let body = format!("bad\r\n\x1b[31mtoken {TOKEN} {}", "x".repeat(3 * 1024 * 1024));
     let (_server, consul) = against(Reply::of("500 Internal Server Error", "", body)).await;
     let error = read(&consul).await;
-    assert!(
-        error.message.starts_with("500: bad[31mtoken <token> xxx"),
-        "{error}"
-    );
+    assert!(error.message.starts_with("500: bad[31mtoken <token> xxx"), "{error}");
     assert!(error.message.chars().count() < 320 && !error.message.contains(TOKEN));
     assert!(!format!("{error:?} {consul:?}").contains(TOKEN));
 }
@@ -255,15 +199,9 @@ async fn a_denied_step_of_a_transaction_is_denied() {
         AccessorID 'x' lacks permission 'key:write' on \"a/key\""}]}"#;
     let body = body.replace('\n', " ");
     let (_server, consul) = against(Reply::of("409 Conflict", "", body)).await;
-    let error = consul
-        .transaction(&[TxnOp::Delete { key: key() }])
-        .await
-        .unwrap_err();
+    let error = consul.transaction(&[TxnOp::Delete { key: key() }]).await.unwrap_err();
     assert_eq!(error.class, Class::Denied);
-    assert!(
-        error.message.contains("'key:write' on \"a/key\""),
-        "{error}"
-    );
+    assert!(error.message.contains("'key:write' on \"a/key\""), "{error}");
 }
 
 #[tokio::test]
@@ -273,18 +211,12 @@ async fn a_request_carries_token_and_tenant_and_a_body_of_known_length() {
         config.namespace = Some("team a".into());
         config.partition = Some("eu".into());
     });
-    assert_eq!(
-        consul.create_session(&request()).await.unwrap(),
-        SessionId::new("new")
-    );
+    assert_eq!(consul.create_session(&request()).await.unwrap(), SessionId::new("new"));
     let sent = server.requests().remove(0);
     let (head, body) = sent.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("PUT /v1/session/create?ns=team+a&partition=eu HTTP/1.1\r\n"));
     assert!(head.contains(&format!("x-consul-token: {TOKEN}")), "{head}");
-    assert!(
-        head.contains(&format!("content-length: {}", body.len())),
-        "{head}"
-    );
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
     assert!(!head.contains("transfer-encoding"), "{head}");
     assert!(body.contains(r#""NodeChecks":[]"#), "{body}");
 }
@@ -293,27 +225,14 @@ async fn a_request_carries_token_and_tenant_and_a_body_of_known_length() {
 async fn reads_say_which_server_may_answer() {
     let server = Scripted::start(Reply::of("404 Not Found", "X-Consul-Index: 7\r\n", "")).await;
     let consul = client_with(&server.address, |_| {});
-    for consistency in [
-        Consistency::Default,
-        Consistency::Stale,
-        Consistency::Consistent,
-    ] {
+    for consistency in [Consistency::Default, Consistency::Stale, Consistency::Consistent] {
         assert_eq!(consul.get(&key(), consistency).await.unwrap().pair, None);
     }
-    let blocking = Blocking {
-        after: 7,
-        wait: Duration::from_secs(3600),
-    };
-    let missing = consul
-        .watch_prefix("a/", blocking, Consistency::Stale)
-        .await
-        .unwrap();
+    let blocking = Blocking { after: 7, wait: Duration::from_secs(3600) };
+    let missing = consul.watch_prefix("a/", blocking, Consistency::Stale).await.unwrap();
     assert_eq!((missing.pairs.len(), missing.index), (0, 7));
-    let first_lines: Vec<String> = server
-        .requests()
-        .iter()
-        .map(|sent| sent.lines().next().unwrap().to_owned())
-        .collect();
+    let first_lines: Vec<String> =
+        server.requests().iter().map(|sent| sent.lines().next().unwrap().to_owned()).collect();
     assert_eq!(
         first_lines,
         [
@@ -344,10 +263,7 @@ async fn calls_wait_for_their_turn_and_polls_have_turns_of_their_own() {
     assert!(second.message.ends_with("not sent"), "{second}");
     assert_eq!(server.requests().len(), 1);
 
-    let blocking = Blocking {
-        after: 1,
-        wait: Duration::from_secs(60),
-    };
+    let blocking = Blocking { after: 1, wait: Duration::from_secs(60) };
     let poll = consul.watch_key(&target, blocking, Consistency::Default);
     let call = consul.get(&target, Consistency::Default);
     tokio::select! {
@@ -372,9 +288,6 @@ async fn the_observer_hears_of_every_call() {
     read(&consul).await;
     assert_eq!(
         *heard.lock().unwrap(),
-        [
-            (Operation::DeleteKey, Ok(())),
-            (Operation::ReadKey, Err(Class::Transient))
-        ]
+        [(Operation::DeleteKey, Ok(())), (Operation::ReadKey, Err(Class::Transient))]
     );
 }

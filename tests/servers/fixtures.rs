@@ -1,6 +1,7 @@
 //! What the tests share: servers that are started once, names that nobody else uses, time.
 
 use std::{
+    path::Path,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -17,6 +18,13 @@ use consul_lock::{
     },
     names::{Key, NodeName, SessionId, SessionName},
 };
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use testbed::ControlPlane;
 
 /// What every test that waits for something in the world gives it, at most.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,10 +41,7 @@ pub(crate) fn shared_consul() -> &'static testbed::Consul {
 /// A Consul that denies by default; see [`testbed::Consul::token`].
 pub(crate) fn guarded_consul() -> &'static testbed::Consul {
     static CONSUL: OnceLock<testbed::Consul> = OnceLock::new();
-    let config = testbed::ConsulConfig {
-        acl: true,
-        ..Default::default()
-    };
+    let config = testbed::ConsulConfig { acl: true, ..Default::default() };
     CONSUL.get_or_init(|| testbed::Consul::start(config).unwrap())
 }
 
@@ -79,12 +84,7 @@ impl<C: Consul> Lab<C> {
         let node = NodeName::new(unique("virtual"));
         consul.register_node(&node).await.unwrap();
         let (prefix, clock) = (format!("{}/", unique("lab")), Clock::boot());
-        Lab {
-            consul,
-            node,
-            prefix,
-            clock,
-        }
+        Lab { consul, node, prefix, clock }
     }
 
     pub(crate) fn key(&self, name: &str) -> Key {
@@ -109,26 +109,17 @@ impl<C: Consul> Lab<C> {
     }
 
     pub(crate) async fn session_with_delay(&self, lock_delay: Duration) -> SessionId {
-        let request = SessionRequest {
-            lock_delay,
-            ..self.request()
-        };
+        let request = SessionRequest { lock_delay, ..self.request() };
         self.consul.create_session(&request).await.unwrap()
     }
 
     pub(crate) async fn read(&self, key: &Key) -> Option<KvPair> {
-        self.consul
-            .get(key, Consistency::Consistent)
-            .await
-            .unwrap()
-            .pair
+        self.consul.get(key, Consistency::Consistent).await.unwrap().pair
     }
 
     /// Locks in one transaction, as the keepers do.
     pub(crate) async fn lock(&self, key: &Key, session: &SessionId) -> Result<KvPair, Refusal> {
-        self.try_all(&[lock(key, session)])
-            .await
-            .map(|mut pairs| pairs.remove(0))
+        self.try_all(&[lock(key, session)]).await.map(|mut pairs| pairs.remove(0))
     }
 
     /// A transaction's entries, or its first refusal.
@@ -141,18 +132,12 @@ impl<C: Consul> Lab<C> {
 
     pub(crate) async fn release(&self, key: &Key, session: &SessionId) -> bool {
         let mode = PutMode::Release(session.clone());
-        self.consul
-            .put(key, b"", Some(LOCK_FLAGS), mode)
-            .await
-            .unwrap()
+        self.consul.put(key, b"", Some(LOCK_FLAGS), mode).await.unwrap()
     }
 
     pub(crate) async fn acquire(&self, key: &Key, session: &SessionId) -> bool {
         let mode = PutMode::Acquire(session.clone());
-        self.consul
-            .put(key, b"held", Some(LOCK_FLAGS), mode)
-            .await
-            .unwrap()
+        self.consul.put(key, b"held", Some(LOCK_FLAGS), mode).await.unwrap()
     }
 
     /// The present, to measure from.
@@ -173,9 +158,7 @@ impl<C: Consul> Lab<C> {
     ) -> Duration {
         while self.lock(key, session).await.is_err() {
             assert!(self.since(begin) < PATIENCE, "{key} never became free");
-            self.clock
-                .sleep_until(self.now() + Duration::from_millis(10))
-                .await;
+            self.clock.sleep_until(self.now() + Duration::from_millis(10)).await;
         }
         self.since(begin)
     }
@@ -183,20 +166,38 @@ impl<C: Consul> Lab<C> {
 
 pub(crate) fn lock(key: &Key, session: &SessionId) -> TxnOp {
     let (key, session) = (key.clone(), session.clone());
-    TxnOp::Lock {
-        key,
-        session,
-        value: b"held".to_vec(),
-        flags: LOCK_FLAGS,
-    }
+    TxnOp::Lock { key, session, value: b"held".to_vec(), flags: LOCK_FLAGS }
 }
 
 pub(crate) fn unlock(key: &Key, session: &SessionId) -> TxnOp {
     let (key, session) = (key.clone(), session.clone());
-    TxnOp::Unlock {
-        key,
-        session,
-        value: Vec::new(),
-        flags: LOCK_FLAGS,
-    }
+    TxnOp::Unlock { key, session, value: Vec::new(), flags: LOCK_FLAGS }
+}
+
+/// The control plane of whoever keeps to namespaces of his own. Ends with this process.
+pub(crate) async fn shared_cluster() -> &'static ControlPlane {
+    static CLUSTER: OnceLock<ControlPlane> = OnceLock::new();
+    let start = || CLUSTER.get_or_init(|| ControlPlane::start().unwrap());
+    tokio::task::spawn_blocking(start).await.unwrap()
+}
+
+/// An administrator of the shared control plane.
+pub(crate) async fn kube_client() -> Client {
+    client_by(shared_cluster().await.kubeconfig()).await
+}
+
+/// Whom a kubeconfig file makes one. A call is sent once and no more.
+pub(crate) async fn client_by(kubeconfig: &Path) -> Client {
+    consul_lock::consul::http::ensure_tls_provider();
+    let file = Kubeconfig::read_from(kubeconfig).unwrap();
+    let mut config =
+        Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
+pub(crate) async fn create_namespace(client: &Client, name: &str) {
+    let mut namespace = Namespace::default();
+    namespace.metadata.name = Some(name.into());
+    let _ = Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await;
 }

@@ -46,11 +46,7 @@ impl Scripted {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let mut server = JoinSet::new();
         server.spawn(serve(listener, reply, requests.clone()));
-        Scripted {
-            address,
-            requests,
-            _server: server,
-        }
+        Scripted { address, requests, _server: server }
     }
 
     /// Head and body of every request so far.
@@ -96,8 +92,7 @@ async fn request(stream: &mut TcpStream) -> Option<String> {
 fn content_length(head: &str) -> usize {
     let header = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse().unwrap())
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
     });
     header.unwrap_or(0)
 }
@@ -119,10 +114,7 @@ impl Gateway {
                 connections.spawn(pass_on(stream, target, prefix));
             }
         });
-        Gateway {
-            address,
-            _server: server,
-        }
+        Gateway { address, _server: server }
     }
 }
 

@@ -56,10 +56,7 @@ impl Address {
         }
         // The host is what goes into the Host header; nothing is resolved.
         let base = Url::parse("http://localhost").map_err(unreadable)?;
-        Ok(Address {
-            base,
-            socket: Some(PathBuf::from(path)),
-        })
+        Ok(Address { base, socket: Some(PathBuf::from(path)) })
     }
 
     fn tcp(url: &str) -> Result<Address, AddressError> {
@@ -99,10 +96,7 @@ mod tests {
     use super::*;
 
     fn url(raw: &str) -> String {
-        Address::parse(raw)
-            .unwrap()
-            .url(["v1", "kv", "a", "b"])
-            .to_string()
+        Address::parse(raw).unwrap().url(["v1", "kv", "a", "b"]).to_string()
     }
 
     #[test]
@@ -138,10 +132,7 @@ mod tests {
             assert_eq!(Address::parse(raw), Err(expected), "{raw}");
         }
         for raw in ["http://", "consul:port", "consul:99999", "a b"] {
-            assert!(
-                matches!(Address::parse(raw), Err(AddressError::Url(_))),
-                "{raw}"
-            );
+            assert!(matches!(Address::parse(raw), Err(AddressError::Url(_))), "{raw}");
         }
     }
 
@@ -149,18 +140,12 @@ mod tests {
     fn names_are_escaped_as_one_segment() {
         let address = Address::parse("http://consul").unwrap();
         let url = address.url(["v1", "session", "node", "a/b ?ü"]);
-        assert_eq!(
-            url.as_str(),
-            "http://consul/v1/session/node/a%2Fb%20%3F%C3%BC"
-        );
+        assert_eq!(url.as_str(), "http://consul/v1/session/node/a%2Fb%20%3F%C3%BC");
     }
 
     #[test]
     fn an_empty_last_segment_asks_for_a_folder() {
         let address = Address::parse("http://consul").unwrap();
-        assert_eq!(
-            address.url("v1/kv/a/".split('/')).as_str(),
-            "http://consul/v1/kv/a/"
-        );
+        assert_eq!(address.url("v1/kv/a/".split('/')).as_str(), "http://consul/v1/kv/a/");
     }
 }

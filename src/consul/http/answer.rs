@@ -20,19 +20,12 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn error(&self, class: Class, message: String) -> ConsulError {
-        ConsulError {
-            operation: self.operation,
-            class,
-            message,
-        }
+        ConsulError { operation: self.operation, class, message }
     }
 
     /// For answers that no Consul gives: a proxy's, or half of one.
     pub(super) fn odd(&self, what: impl fmt::Display) -> ConsulError {
-        self.error(
-            errors::unanswered(self.operation),
-            format!("not an answer of Consul's: {what}"),
-        )
+        self.error(errors::unanswered(self.operation), format!("not an answer of Consul's: {what}"))
     }
 
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ConsulError> {
@@ -84,22 +77,15 @@ impl Answer {
         if self.reply.status == StatusCode::CONFLICT || !refused.is_empty() {
             return self.rolled_back(refused);
         }
-        let traces: Vec<Trace> = steps
-            .iter()
-            .map(Trace::of)
-            .filter(|trace| *trace != Trace::Nothing)
-            .collect();
+        let traces: Vec<Trace> =
+            steps.iter().map(Trace::of).filter(|trace| *trace != Trace::Nothing).collect();
         let results = wire.results.unwrap_or_default();
         if results.len() != traces.len() {
             return Err(self.odd(format!("{} results of {}", results.len(), traces.len())));
         }
-        let written = traces
-            .into_iter()
-            .zip(results)
-            .filter(|(trace, _)| *trace == Trace::Wrote);
-        let pairs: Result<Vec<KvPair>, _> = written
-            .map(|(_, result)| KvPair::try_from(result.kv))
-            .collect();
+        let written = traces.into_iter().zip(results).filter(|(trace, _)| *trace == Trace::Wrote);
+        let pairs: Result<Vec<KvPair>, _> =
+            written.map(|(_, result)| KvPair::try_from(result.kv)).collect();
         pairs.map(Txn::Committed).map_err(|error| self.odd(error))
     }
 
@@ -112,8 +98,6 @@ impl Answer {
         if refused.is_empty() {
             return Err(self.odd("409 without a reason"));
         }
-        Ok(Txn::RolledBack(
-            refused.into_iter().map(Into::into).collect(),
-        ))
+        Ok(Txn::RolledBack(refused.into_iter().map(Into::into).collect()))
     }
 }

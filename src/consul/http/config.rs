@@ -69,10 +69,7 @@ impl fmt::Debug for HttpConfig {
             Err(error) => return write!(f, "HttpConfig(address: {error})"),
         };
         f.debug_struct("HttpConfig")
-            .field(
-                "address",
-                &socket.map_or(base.to_string(), |path| path.display().to_string()),
-            )
+            .field("address", &socket.map_or(base.to_string(), |path| path.display().to_string()))
             .field("token", &self.token)
             .field("ca_file", &self.ca_file)
             .field("client_cert", &self.client_cert)
@@ -130,16 +127,10 @@ pub enum HttpConfigError {
 pub(super) fn needs_tls(config: &HttpConfig, address: &Address) -> Result<(), HttpConfigError> {
     let given = [
         ("a CA file", config.ca_file.is_some()),
-        (
-            "a client certificate",
-            config.client_cert.is_some() || config.client_key.is_some(),
-        ),
+        ("a client certificate", config.client_cert.is_some() || config.client_key.is_some()),
         ("a TLS server name", config.tls_server_name.is_some()),
     ];
-    match given
-        .iter()
-        .find(|(_, given)| *given && !address.is_https())
-    {
+    match given.iter().find(|(_, given)| *given && !address.is_https()) {
         Some((what, _)) => Err(HttpConfigError::NeedsTls(what)),
         None => Ok(()),
     }
@@ -183,10 +174,7 @@ mod tests {
         let mut config = HttpConfig::new("127.0.0.1:8500");
         config.token = TokenSource::Value(Token::new("s3cret").unwrap());
         let shown = format!("{config:?} {:?}", HttpConsul::new(config.clone()).unwrap());
-        assert!(
-            shown.contains("127.0.0.1:8500") && !shown.contains("s3cret"),
-            "{shown}"
-        );
+        assert!(shown.contains("127.0.0.1:8500") && !shown.contains("s3cret"), "{shown}");
         config.address = "http://me:s3cret@consul".into();
         let error = HttpConsul::new(config.clone()).unwrap_err();
         let shown = format!("{config:?} {error:?} {error}");

@@ -43,11 +43,7 @@ const fn writes(operation: Operation) -> bool {
 
 /// A call that was sent and whose answer never came, or made no sense.
 pub(super) const fn unanswered(operation: Operation) -> Class {
-    if writes(operation) {
-        Class::UnknownOutcome
-    } else {
-        Class::Transient
-    }
+    if writes(operation) { Class::UnknownOutcome } else { Class::Transient }
 }
 
 /// hyper's words for a server that talks before it is asked. Consul does so to a connection over
@@ -99,22 +95,13 @@ pub(super) fn of_answer(operation: Operation, status: StatusCode, words: &str) -
 
 /// A fresh token is unknown to some servers for a while; every other denial stays.
 pub(super) fn of_denial(words: &str) -> Class {
-    if words.contains("ACL not found") {
-        Class::Transient
-    } else {
-        Class::Denied
-    }
+    if words.contains("ACL not found") { Class::Transient } else { Class::Denied }
 }
 
 /// A body's text as one line that fits into a condition.
 pub(super) fn words(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    let line: String = text
-        .trim()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(WORDS_MAX)
-        .collect();
+    let line: String = text.trim().chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect();
     line
 }
 
@@ -147,24 +134,9 @@ mod tests {
         use Operation::*;
         for (operation, status, words, expected) in [
             (WriteKey, 500, "No cluster leader", Transient),
-            (
-                ReadKey,
-                500,
-                "rpc error making call: No cluster leader",
-                Transient,
-            ),
-            (
-                ReadKey,
-                500,
-                "Raft leader not found in server lookup mapping",
-                Transient,
-            ),
-            (
-                WatchKey,
-                500,
-                "Not ready to serve consistent reads",
-                Transient,
-            ),
+            (ReadKey, 500, "rpc error making call: No cluster leader", Transient),
+            (ReadKey, 500, "Raft leader not found in server lookup mapping", Transient),
+            (WatchKey, 500, "Not ready to serve consistent reads", Transient),
             (ReadKey, 500, "something new", Transient),
             (WriteKey, 500, "something new", UnknownOutcome),
             (WriteKey, 502, "<html>bad gateway</html>", UnknownOutcome),
@@ -175,37 +147,12 @@ mod tests {
                 "raft apply failed: leadership lost while committing log",
                 UnknownOutcome,
             ),
-            (
-                RenewSession,
-                500,
-                "rpc error making call: EOF",
-                UnknownOutcome,
-            ),
-            (
-                WriteKey,
-                429,
-                "Your IP is issuing too many concurrent connections",
-                Transient,
-            ),
+            (RenewSession, 500, "rpc error making call: EOF", UnknownOutcome),
+            (WriteKey, 429, "Your IP is issuing too many concurrent connections", Transient),
             (WriteKey, 500, "RPC rate limit exceeded", Transient),
-            (
-                CreateSession,
-                503,
-                "rate limit exceeded for operation that can only",
-                Transient,
-            ),
-            (
-                ReadKey,
-                403,
-                "rpc error making call: ACL not found",
-                Transient,
-            ),
-            (
-                WriteKey,
-                403,
-                "Permission denied: anonymous token lacks permission",
-                Denied,
-            ),
+            (CreateSession, 503, "rate limit exceeded for operation that can only", Transient),
+            (ReadKey, 403, "rpc error making call: ACL not found", Transient),
+            (WriteKey, 403, "Permission denied: anonymous token lacks permission", Denied),
             (
                 WriteKey,
                 500,
@@ -215,60 +162,23 @@ mod tests {
             (RenewSession, 404, "Session id 'x' not found", Lost),
             (RenewSession, 404, "404 page not found", Invalid),
             (ReadKey, 404, "no such route", Invalid),
-            (
-                CreateSession,
-                500,
-                "Invalid Session TTL '9000000000', must be between",
-                Invalid,
-            ),
-            (
-                CreateSession,
-                500,
-                "apply failed: Missing node registration",
-                Invalid,
-            ),
-            (
-                CreateSession,
-                500,
-                "Missing check 'x' registration",
-                Invalid,
-            ),
-            (
-                CreateSession,
-                500,
-                "Check 'x' is in critical state",
-                Invalid,
-            ),
-            (
-                WriteKey,
-                400,
-                "Conflicting flags: acquire=&release=",
-                Invalid,
-            ),
-            (
-                Transaction,
-                413,
-                "Transaction contains too many operations (129 > 128)",
-                Invalid,
-            ),
+            (CreateSession, 500, "Invalid Session TTL '9000000000', must be between", Invalid),
+            (CreateSession, 500, "apply failed: Missing node registration", Invalid),
+            (CreateSession, 500, "Missing check 'x' registration", Invalid),
+            (CreateSession, 500, "Check 'x' is in critical state", Invalid),
+            (WriteKey, 400, "Conflicting flags: acquire=&release=", Invalid),
+            (Transaction, 413, "Transaction contains too many operations (129 > 128)", Invalid),
             (ReadToken, 401, "ACL support disabled", Invalid),
             (ReadKey, 307, "", Invalid),
         ] {
-            assert_eq!(
-                class(operation, status, words),
-                expected,
-                "{status} {words}"
-            );
+            assert_eq!(class(operation, status, words), expected, "{status} {words}");
         }
     }
 
     #[test]
     fn words_are_one_short_line() {
         assert_eq!(words(b" a\nb\x1b[31m\0 "), "ab[31m");
-        assert_eq!(
-            words("ü".repeat(1000).as_bytes()).chars().count(),
-            WORDS_MAX
-        );
+        assert_eq!(words("ü".repeat(1000).as_bytes()).chars().count(), WORDS_MAX);
         assert_eq!(words(&[0xff, b'x']), "\u{fffd}x");
     }
 }

@@ -145,15 +145,8 @@ impl TokenFile {
     fn open(path: &Path, now: Instant) -> Result<TokenFile, TokenFileError> {
         let stamp = stamp(path)?;
         let token = Token::new(&fs::read_to_string(path)?)?;
-        let seen = Mutex::new(Seen {
-            token,
-            stamp,
-            looked: now,
-        });
-        Ok(TokenFile {
-            path: path.to_owned(),
-            seen,
-        })
+        let seen = Mutex::new(Seen { token, stamp, looked: now });
+        Ok(TokenFile { path: path.to_owned(), seen })
     }
 
     fn current(&self, now: Instant) -> Token {
@@ -205,10 +198,7 @@ mod tests {
     fn a_token_is_one_word_and_never_shown() {
         let token = Token::new(&format!(" {OLD}\n")).unwrap();
         assert_eq!(word(&token), OLD);
-        assert_eq!(
-            format!("{token:?} {:?}", token.header()),
-            "Token(hidden) Sensitive"
-        );
+        assert_eq!(format!("{token:?} {:?}", token.header()), "Token(hidden) Sensitive");
         assert_eq!(token.redact(format!("bad {OLD}!")), "bad <token>!");
         assert_eq!(Token::new(" \n"), Err(TokenError::Empty));
         for odd in ["two words", "two\nlines", "grün"] {
@@ -252,14 +242,8 @@ mod tests {
     fn a_file_without_a_token_is_refused_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        assert!(matches!(
-            TokenFile::open(&path, at(0)),
-            Err(TokenFileError::Read(_))
-        ));
+        assert!(matches!(TokenFile::open(&path, at(0)), Err(TokenFileError::Read(_))));
         fs::write(&path, "").unwrap();
-        assert!(matches!(
-            TokenFile::open(&path, at(0)),
-            Err(TokenFileError::Token(_))
-        ));
+        assert!(matches!(TokenFile::open(&path, at(0)), Err(TokenFileError::Token(_))));
     }
 }

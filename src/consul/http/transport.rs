@@ -94,11 +94,7 @@ impl Transport {
             Some(wait) => (&self.polls, wait + wait / 16 + Duration::from_secs(5)),
         };
         let operation = call.operation;
-        let fail = |class, message| ConsulError {
-            operation,
-            class,
-            message,
-        };
+        let fail = |class, message| ConsulError { operation, class, message };
         let began = self.clock.now();
         let permit = match self.clock.timeout(limit, gate.acquire()).await {
             Ok(Ok(permit)) => permit,
@@ -109,23 +105,15 @@ impl Transport {
         };
         let token = self.tokens.current(self.clock.now());
         let left = limit.saturating_sub(self.clock.now().since(began));
-        let reply = match self
-            .clock
-            .timeout(left, self.send(call, token.as_ref()))
-            .await
-        {
+        let reply = match self.clock.timeout(left, self.send(call, token.as_ref())).await {
             Ok(reply) => reply,
-            Err(_) => Err(fail(
-                errors::unanswered(operation),
-                format!("no answer within {limit:?}"),
-            )),
+            Err(_) => {
+                Err(fail(errors::unanswered(operation), format!("no answer within {limit:?}")))
+            }
         };
         drop(permit);
         reply.map_err(|error| match &token {
-            Some(token) => ConsulError {
-                message: token.redact(error.message),
-                ..error
-            },
+            Some(token) => ConsulError { message: token.redact(error.message), ..error },
             None => error,
         })
     }
@@ -134,11 +122,7 @@ impl Transport {
         let operation = call.operation;
         let broken = |error: reqwest::Error| {
             let (class, message) = errors::of_transport(operation, error);
-            ConsulError {
-                operation,
-                class,
-                message,
-            }
+            ConsulError { operation, class, message }
         };
         let mut request = self.client.request(call.method, call.url);
         if let Some(token) = token {
@@ -159,12 +143,7 @@ impl Transport {
         }
         let (index, filtered) = (index(response.headers()), filtered(response.headers()));
         let body = whole(operation, &mut response, call.body_max).await?;
-        Ok(Reply {
-            status,
-            body,
-            index,
-            filtered,
-        })
+        Ok(Reply { status, body, index, filtered })
     }
 }
 
@@ -185,11 +164,7 @@ async fn refused(operation: Operation, mut response: Response) -> ConsulError {
         (false, true) => String::new(),
         (false, false) => format!(": {words}"),
     };
-    ConsulError {
-        operation,
-        class,
-        message: format!("{}{words}", status.as_u16()),
-    }
+    ConsulError { operation, class, message: format!("{}{words}", status.as_u16()) }
 }
 
 async fn whole(
@@ -203,21 +178,13 @@ async fn whole(
         match response.chunk().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > max => {
                 let message = format!("the answer is longer than {max} bytes");
-                return Err(ConsulError {
-                    operation,
-                    class,
-                    message,
-                });
+                return Err(ConsulError { operation, class, message });
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body),
             Err(error) => {
                 let message = format!("the answer broke off: {}", errors::chain(error));
-                return Err(ConsulError {
-                    operation,
-                    class,
-                    message,
-                });
+                return Err(ConsulError { operation, class, message });
             }
         }
     }
@@ -228,9 +195,7 @@ fn index(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn filtered(headers: &HeaderMap) -> bool {
-    headers
-        .get("X-Consul-Results-Filtered-By-ACLs")
-        .is_some_and(|value| value == "true")
+    headers.get("X-Consul-Results-Filtered-By-ACLs").is_some_and(|value| value == "true")
 }
 
 // ---- the client ----
@@ -263,9 +228,7 @@ fn client(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigEr
         // No certificates: a machine without a CA bundle must not need one here.
         builder.http1_only().tls_certs_only([])
     };
-    builder
-        .build()
-        .map_err(|error| HttpConfigError::Client(errors::chain(error)))
+    builder.build().map_err(|error| HttpConfigError::Client(errors::chain(error)))
 }
 
 fn tls(
@@ -331,9 +294,5 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, HttpConfigError> {
 }
 
 fn pem(what: &'static str, path: &Path, why: String) -> HttpConfigError {
-    HttpConfigError::Pem {
-        what,
-        path: path.to_owned(),
-        why,
-    }
+    HttpConfigError::Pem { what, path: path.to_owned(), why }
 }

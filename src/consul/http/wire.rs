@@ -24,11 +24,7 @@ impl<'a> Registration<'a> {
     /// Consul insists on an address; this one leads nowhere. A node that is there already keeps
     /// its own.
     pub(super) fn of(node: &'a NodeName) -> Registration<'a> {
-        Registration {
-            node: node.as_str(),
-            address: "127.0.0.1",
-            skip_node_update: true,
-        }
+        Registration { node: node.as_str(), address: "127.0.0.1", skip_node_update: true }
     }
 }
 
@@ -163,45 +159,29 @@ struct KvStep<'a> {
 
 impl<'a> From<&'a TxnOp> for Step<'a> {
     fn from(step: &'a TxnOp) -> Step<'a> {
-        let bare = |verb, key| KvStep {
-            verb,
-            key,
-            ..KvStep::default()
-        };
+        let bare = |verb, key| KvStep { verb, key, ..KvStep::default() };
         let written = |verb, key, value: &[u8], flags: u64| KvStep {
             value: Some(STANDARD.encode(value)),
             flags: Some(flags),
             ..bare(verb, key)
         };
         let kv = match step {
-            TxnOp::Lock {
-                key,
-                session,
-                value,
-                flags,
-            } => KvStep {
+            TxnOp::Lock { key, session, value, flags } => KvStep {
                 session: Some(session.as_str()),
                 ..written("lock", key.as_str(), value, *flags)
             },
-            TxnOp::Unlock {
-                key,
-                session,
-                value,
-                flags,
-            } => KvStep {
+            TxnOp::Unlock { key, session, value, flags } => KvStep {
                 session: Some(session.as_str()),
                 ..written("unlock", key.as_str(), value, *flags)
             },
             TxnOp::Set { key, value, flags } => written("set", key.as_str(), value, *flags),
             TxnOp::Delete { key } => bare("delete", key.as_str()),
-            TxnOp::CheckIndex { key, index } => KvStep {
-                index: Some(*index),
-                ..bare("check-index", key.as_str())
-            },
-            TxnOp::CheckSession { key, session } => KvStep {
-                session: Some(session.as_str()),
-                ..bare("check-session", key.as_str())
-            },
+            TxnOp::CheckIndex { key, index } => {
+                KvStep { index: Some(*index), ..bare("check-index", key.as_str()) }
+            }
+            TxnOp::CheckSession { key, session } => {
+                KvStep { session: Some(session.as_str()), ..bare("check-session", key.as_str()) }
+            }
             TxnOp::CheckNotExists { key } => bare("check-not-exists", key.as_str()),
         };
         Step { kv }
@@ -274,10 +254,7 @@ impl From<TxnError> for TxnRefusal {
         } else {
             Refusal::Check(super::errors::words(wire.what.as_bytes()))
         };
-        TxnRefusal {
-            op: wire.op_index,
-            reason,
-        }
+        TxnRefusal { op: wire.op_index, reason }
     }
 }
 
@@ -291,10 +268,7 @@ pub(super) struct Token {
 
 impl From<Token> for TokenInfo {
     fn from(wire: Token) -> TokenInfo {
-        TokenInfo {
-            accessor_id: wire.accessor_id,
-            expires: wire.expires,
-        }
+        TokenInfo { accessor_id: wire.accessor_id, expires: wire.expires }
     }
 }
 
@@ -319,9 +293,7 @@ pub(super) fn go_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let unit_at = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
         let (number, tail) = rest.split_at(unit_at);
-        let end = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
+        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, next) = tail.split_at(end);
         let seconds = match unit {
             "h" => 3600.0,
@@ -383,12 +355,7 @@ mod tests {
     #[test]
     fn steps_carry_what_their_verb_needs() {
         let (key, session) = (Key::new("k").unwrap(), SessionId::new("s"));
-        let lock = TxnOp::Lock {
-            key: key.clone(),
-            session,
-            value: b"v".to_vec(),
-            flags: u64::MAX,
-        };
+        let lock = TxnOp::Lock { key: key.clone(), session, value: b"v".to_vec(), flags: u64::MAX };
         assert_eq!(
             serde_json::to_value(Step::from(&lock)).unwrap(),
             serde_json::json!({"KV": {"Verb": "lock", "Key": "k", "Value": "dg==",
@@ -407,10 +374,7 @@ mod tests {
         let raw = r#"{"LockIndex":0,"Key":"ü x","Flags":16210313421097356768,"Value":null,
             "CreateIndex":1,"ModifyIndex":2,"New":{}}"#;
         let pair = KvPair::try_from(serde_json::from_str::<Kv>(raw).unwrap()).unwrap();
-        assert_eq!(
-            (pair.key.as_str(), pair.flags),
-            ("ü x", 0xe0f6_9a2b_aa41_4de0)
-        );
+        assert_eq!((pair.key.as_str(), pair.flags), ("ü x", 0xe0f6_9a2b_aa41_4de0));
         assert!(pair.value.is_empty() && pair.session.is_none());
     }
 }

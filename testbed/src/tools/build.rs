@@ -84,12 +84,7 @@ impl Cached {
         if !self.run_go(&aside, &log)? {
             let output = folder::tail(&log);
             let module = self.source.clone();
-            self.remove_leftovers().map_err(|error| self.io(error))?;
-            return Err(ToolError::Build {
-                tool: self.tool.name(),
-                module,
-                output,
-            });
+            return Err(ToolError::Build { tool: self.tool.name(), module, output });
         }
         fs::rename(&aside, &self.folder).map_err(|error| self.io(error))
     }

@@ -49,15 +49,8 @@ impl Store {
         if !self.nodes.contains(&request.node) {
             return Err(Refused::Invalid("Missing node registration".into()));
         }
-        if let Some(check) = request
-            .node_checks
-            .iter()
-            .chain(&request.service_checks)
-            .next()
-        {
-            return Err(Refused::Invalid(format!(
-                "Missing check '{check}' registration"
-            )));
+        if let Some(check) = request.node_checks.iter().chain(&request.service_checks).next() {
+            return Err(Refused::Invalid(format!("Missing check '{check}' registration")));
         }
         let id = SessionId::new(format!("00000000-0000-4000-8000-{:012x}", self.index));
         let info = SessionInfo {
