@@ -137,11 +137,7 @@ impl Consul {
             log: folder.path().join(format!("{node}.log")),
             env: Vec::new(),
             allowed: ALLOWED,
-            grace: if config.leave_on_terminate {
-                LEAVE_ALLOWED
-            } else {
-                GRACE
-            },
+            grace: if config.leave_on_terminate { LEAVE_ALLOWED } else { GRACE },
         };
         let http = place.http();
         let name = node.to_owned();

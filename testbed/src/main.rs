@@ -41,9 +41,7 @@ fn end_badly(how: &str) -> Result<(), BedError> {
     let recipe = Recipe {
         name: "stubborn".to_owned(),
         program: "sh".into(),
-        args: ["-c", "trap '' TERM; echo alive; while :; do sleep 1; done"]
-            .map(Into::into)
-            .into(),
+        args: ["-c", "trap '' TERM; echo alive; while :; do sleep 1; done"].map(Into::into).into(),
         log: folder.path().join("stubborn.log"),
         env: Vec::new(),
         allowed: Duration::from_secs(10),
@@ -55,11 +53,7 @@ fn end_badly(how: &str) -> Result<(), BedError> {
         other => Err(format!("{other:?}")),
     })?;
     folder.write("data", "")?;
-    println!(
-        "{} {}",
-        server.pid().unwrap_or_default(),
-        folder.path().display()
-    );
+    println!("{} {}", server.pid().unwrap_or_default(), folder.path().display());
     // As a static would: no destructor runs.
     let _leaked = Box::leak(Box::new((server, folder)));
     assert!(how != "panic", "on purpose");

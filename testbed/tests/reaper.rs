@@ -24,26 +24,14 @@ impl Doomed {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let (server, folder) = line.trim().split_once(' ').unwrap();
-        Doomed {
-            process,
-            server: server.parse().unwrap(),
-            folder: folder.into(),
-        }
+        Doomed { process, server: server.parse().unwrap(), folder: folder.into() }
     }
 
     fn signal(&self, name: &str) {
         let pid = self.process.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
     /// Waits for the process's end and then for that of its server.
@@ -66,10 +54,8 @@ fn runs(pid: u32) -> bool {
 }
 
 fn wait_until_gone(path: &Path) {
-    wait_for("the removal of a folder", Duration::from_secs(20), || {
-        (!path.exists()).then_some(())
-    })
-    .unwrap();
+    wait_for("the removal of a folder", Duration::from_secs(20), || (!path.exists()).then_some(()))
+        .unwrap();
 }
 
 #[test]

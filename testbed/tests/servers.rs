@@ -37,20 +37,14 @@ fn consul_with_tls_and_acls_wants_a_certificate_and_a_token() {
 
 /// Starts a command and hands out the lines that it prints.
 fn lines_of(command: &mut Command) -> (Child, impl Iterator<Item = String> + use<>) {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines.map(Result::unwrap))
 }
 
 fn wait_for_end(mut child: Child) {
     drop(child.stdin.take());
-    let ended = wait_for("its end", Duration::from_secs(20), || {
-        child.try_wait().unwrap()
-    });
+    let ended = wait_for("its end", Duration::from_secs(20), || child.try_wait().unwrap());
     assert!(ended.unwrap().success());
 }
 
@@ -70,23 +64,14 @@ fn consuls_own_go_client_locks_and_hears_of_a_cut_through_a_proxy() {
     assert_eq!(lines.next().unwrap(), "unlocked");
     assert_eq!(proxy.requests("PUT /v1/session/create"), 1);
 
-    proxy.answer_next(
-        1,
-        "GET /v1/kv/some/key",
-        Answer::Late(Duration::from_millis(50)),
-    );
+    proxy.answer_next(1, "GET /v1/kv/some/key", Answer::Late(Duration::from_millis(50)));
     let (child, mut lines) = lock();
     assert!(lines.next().unwrap().starts_with("locked "));
     proxy.set(Fault::Cut);
     assert_eq!(lines.next().unwrap(), "lost");
     wait_for_end(child);
     let closed = || (proxy.open_connections() == 0).then_some(());
-    wait_for(
-        "the end of its connections",
-        Duration::from_secs(10),
-        closed,
-    )
-    .unwrap();
+    wait_for("the end of its connections", Duration::from_secs(10), closed).unwrap();
 }
 
 #[test]

@@ -38,10 +38,7 @@ impl Clients {
             config.timeout = Duration::from_secs(3);
             HttpConsul::new(config).unwrap()
         });
-        Clients {
-            each: each.collect(),
-            clock: Clock::boot(),
-        }
+        Clients { each: each.collect(), clock: Clock::boot() }
     }
 
     /// Asks one server after the other until one gives an answer that is final.
@@ -55,21 +52,14 @@ impl Clients {
                     Class::Lost | Class::Denied | Class::Invalid => panic!("{error}"),
                 },
             }
-            assert!(
-                self.clock.now().since(begin) < PATIENCE,
-                "no server answers"
-            );
-            self.clock
-                .sleep_until(self.clock.now() + Duration::from_millis(100))
-                .await;
+            assert!(self.clock.now().since(begin) < PATIENCE, "no server answers");
+            self.clock.sleep_until(self.clock.now() + Duration::from_millis(100)).await;
         }
         unreachable!("a cycle of three does not end")
     }
 
     async fn read(&self, key: &Key) -> Option<KvPair> {
-        self.ask(async |consul| consul.get(key, Consistency::Consistent).await)
-            .await
-            .pair
+        self.ask(async |consul| consul.get(key, Consistency::Consistent).await).await.pair
     }
 
     /// Renews every two seconds until told to stop; panics when the session is lost.
@@ -91,10 +81,7 @@ impl Clients {
 }
 
 fn start(leave_on_terminate: bool) -> ConsulCluster {
-    let config = ConsulClusterConfig {
-        leave_on_terminate,
-        ..Default::default()
-    };
+    let config = ConsulClusterConfig { leave_on_terminate, ..Default::default() };
     block_in_place(|| ConsulCluster::start(&config)).unwrap()
 }
 
@@ -114,16 +101,10 @@ async fn a_lock_on_a_virtual_node_outlives_servers_that_roll_and_leaders_that_di
     let lab = Lab::on(clients.each[0].clone()).await;
     let (ours, theirs) = (lab.key("virtual"), lab.key("server"));
 
-    let request = SessionRequest {
-        ttl: Duration::from_secs(15),
-        ..lab.request()
-    };
+    let request = SessionRequest { ttl: Duration::from_secs(15), ..lab.request() };
     let session = lab.consul.create_session(&request).await.unwrap();
     let held = lab.lock(&ours, &session).await.unwrap();
-    let own_node = SessionRequest {
-        node: NodeName::new("consul-1"),
-        ..lab.request()
-    };
+    let own_node = SessionRequest { node: NodeName::new("consul-1"), ..lab.request() };
     let on_server = lab.consul.create_session(&own_node).await.unwrap();
     lab.lock(&theirs, &on_server).await.unwrap();
 
@@ -142,10 +123,7 @@ async fn a_lock_on_a_virtual_node_outlives_servers_that_roll_and_leaders_that_di
         cluster.wait_for_leader_other_than(Some(leader)).unwrap();
     });
     let seen = clients.read(&ours).await.unwrap();
-    assert_eq!(
-        (seen.session, seen.modify_index),
-        (Some(session), held.modify_index)
-    );
+    assert_eq!((seen.session, seen.modify_index), (Some(session), held.modify_index));
     stop.store(true, Ordering::Relaxed);
     renewals.join_next().await.unwrap().unwrap(); // not one renewal found the session gone
 }
@@ -156,10 +134,8 @@ async fn a_lock_delay_survives_the_leader_that_saw_it_begin() {
     let clients = Clients::of(&cluster);
     let lab = Lab::on(clients.each[0].clone()).await;
     let key = lab.key("k");
-    let (first, second) = (
-        lab.session_with_delay(Duration::from_secs(60)).await,
-        lab.session().await,
-    );
+    let (first, second) =
+        (lab.session_with_delay(Duration::from_secs(60)).await, lab.session().await);
     lab.lock(&key, &first).await.unwrap();
     lab.consul.destroy_session(&first).await.unwrap();
     let begin = lab.now();
@@ -170,10 +146,7 @@ async fn a_lock_delay_survives_the_leader_that_saw_it_begin() {
     });
     let answer = clients.ask(async |consul| consul.transaction(&[lock(&key, &second)]).await);
     let Txn::RolledBack(refused) = answer.await else {
-        panic!(
-            "locked {:?} after the lock-delay of 60 s began",
-            lab.since(begin)
-        );
+        panic!("locked {:?} after the lock-delay of 60 s began", lab.since(begin));
     };
     assert_eq!(refused[0].reason, Refusal::LockDelay);
 }

@@ -26,16 +26,8 @@ struct State {
 
 impl Gate {
     pub(super) fn new() -> Gate {
-        let state = State {
-            fault: Fault::None,
-            epoch: 0,
-            closed: false,
-            listening: true,
-        };
-        Gate {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
+        let state = State { fault: Fault::None, epoch: 0, closed: false, listening: true };
+        Gate { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Switches the fault; says whether somebody listens right now.
@@ -95,10 +87,7 @@ impl Gate {
     /// Lets `delay` pass, but no longer than the proxy lives.
     pub(super) fn delay(&self, delay: Duration) {
         let state = lock(&self.state);
-        drop(
-            self.changed
-                .wait_timeout_while(state, delay, |state| !state.closed),
-        );
+        drop(self.changed.wait_timeout_while(state, delay, |state| !state.closed));
     }
 
     fn wait_while(&self, waiting: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {

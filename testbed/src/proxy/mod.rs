@@ -68,10 +68,7 @@ impl Answer {
     /// An answer with a text.
     #[must_use]
     pub fn text(status: u16, body: &str) -> Answer {
-        Answer::Canned {
-            status,
-            body: body.as_bytes().to_vec(),
-        }
+        Answer::Canned { status, body: body.as_bytes().to_vec() }
     }
 }
 
@@ -149,12 +146,7 @@ impl Proxy {
         });
         let accepting = Arc::clone(&shared);
         let acceptor = thread::spawn(move || accept(&accepting, listener, address, serve));
-        Ok(Proxy {
-            shared,
-            address,
-            acceptor: Some(acceptor),
-            _port: port,
-        })
+        Ok(Proxy { shared, address, acceptor: Some(acceptor), _port: port })
     }
 
     /// Where clients connect to.
@@ -179,20 +171,13 @@ impl Proxy {
     /// The next `count` requests get `answer`, if they begin with `prefix`: a method and a path
     /// (`PUT /v1/session/create`), or a path alone. Rules are tried in the order they came.
     pub fn answer_next(&self, count: usize, prefix: &str, answer: Answer) {
-        lock(&self.shared.rules).push(Rule {
-            prefix: prefix.to_owned(),
-            left: count,
-            answer,
-        });
+        lock(&self.shared.rules).push(Rule { prefix: prefix.to_owned(), left: count, answer });
     }
 
     /// How many answers of [`Proxy::answer_next`] are still to be given.
     #[must_use]
     pub fn answers_left(&self) -> usize {
-        lock(&self.shared.rules)
-            .iter()
-            .map(|rule| rule.left)
-            .fold(0, usize::saturating_add)
+        lock(&self.shared.rules).iter().map(|rule| rule.left).fold(0, usize::saturating_add)
     }
 
     /// Forgets what [`Proxy::answer_next`] was told.
@@ -204,10 +189,7 @@ impl Proxy {
     /// [`Proxy::http`].
     #[must_use]
     pub fn requests(&self, prefix: &str) -> usize {
-        lock(&self.shared.requests)
-            .iter()
-            .filter(|request| matches(request, prefix))
-            .count()
+        lock(&self.shared.requests).iter().filter(|request| matches(request, prefix)).count()
     }
 
     /// How many connections were accepted so far.
@@ -251,9 +233,7 @@ impl Shared {
     fn answer_to(&self, request: &str) -> Option<Answer> {
         lock(&self.requests).push(request.to_owned());
         let mut rules = lock(&self.rules);
-        let rule = rules
-            .iter_mut()
-            .find(|rule| rule.left > 0 && matches(request, &rule.prefix))?;
+        let rule = rules.iter_mut().find(|rule| rule.left > 0 && matches(request, &rule.prefix))?;
         rule.left -= 1;
         Some(rule.answer.clone())
     }

@@ -33,28 +33,20 @@ fn get(proxy: &Proxy) -> io::Result<String> {
 /// Sends a request and leaves the reply to the caller, who waits for at most a quarter second.
 fn send(proxy: &Proxy) -> TcpStream {
     let mut stream = TcpStream::connect(proxy.address()).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_millis(250)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
     stream.write_all(b"GET /path HTTP/1.1\r\n\r\n").unwrap();
     stream
 }
 
 #[test]
 fn a_cut_network_refuses_and_a_healed_one_serves_again() {
-    for proxy in [
-        Proxy::tcp(counting_server()).unwrap(),
-        Proxy::http(counting_server()).unwrap(),
-    ] {
+    for proxy in [Proxy::tcp(counting_server()).unwrap(), Proxy::http(counting_server()).unwrap()] {
         assert_eq!(get(&proxy).unwrap(), "1");
         let mut open = send(&proxy);
         assert!(open.read(&mut [0; 100]).unwrap() > 0);
         proxy.set(Fault::Cut);
         assert_eq!(open.read(&mut [0; 100]).unwrap(), 0);
-        assert_eq!(
-            get(&proxy).unwrap_err().kind(),
-            ErrorKind::ConnectionRefused
-        );
+        assert_eq!(get(&proxy).unwrap_err().kind(), ErrorKind::ConnectionRefused);
         proxy.set(Fault::None);
         assert_eq!(get(&proxy).unwrap(), "3");
         assert_eq!(proxy.connections(), 3);
@@ -63,20 +55,12 @@ fn a_cut_network_refuses_and_a_healed_one_serves_again() {
 
 #[test]
 fn a_blackhole_keeps_what_was_sent_until_it_ends() {
-    for proxy in [
-        Proxy::tcp(counting_server()).unwrap(),
-        Proxy::http(counting_server()).unwrap(),
-    ] {
+    for proxy in [Proxy::tcp(counting_server()).unwrap(), Proxy::http(counting_server()).unwrap()] {
         proxy.set(Fault::Blackhole);
         let mut stream = send(&proxy);
-        assert_eq!(
-            stream.read(&mut [0; 100]).unwrap_err().kind(),
-            ErrorKind::WouldBlock
-        );
+        assert_eq!(stream.read(&mut [0; 100]).unwrap_err().kind(), ErrorKind::WouldBlock);
         proxy.set(Fault::None);
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         assert!(stream.read(&mut [0; 100]).unwrap() > 0);
     }
 }
@@ -110,14 +94,7 @@ fn ordered_answers_are_given_once_and_to_whom_they_are_meant() {
         ("slow down".into(), "slow down".into())
     );
     assert_eq!(get(&proxy).unwrap(), "1");
-    assert_eq!(
-        (
-            proxy.answers_left(),
-            proxy.requests("/path"),
-            proxy.requests("PUT ")
-        ),
-        (2, 3, 0)
-    );
+    assert_eq!((proxy.answers_left(), proxy.requests("/path"), proxy.requests("PUT ")), (2, 3, 0));
 }
 
 #[test]
@@ -134,14 +111,7 @@ fn a_lost_request_is_not_seen_by_the_server_but_one_with_a_lost_reply_is() {
 #[test]
 fn answers_can_be_cut_short_or_never_come() {
     let proxy = Proxy::http(counting_server()).unwrap();
-    proxy.answer_next(
-        1,
-        "/",
-        Answer::CutShort {
-            status: 200,
-            body: b"{\"ID\":".to_vec(),
-        },
-    );
+    proxy.answer_next(1, "/", Answer::CutShort { status: 200, body: b"{\"ID\":".to_vec() });
     assert_eq!(get(&proxy).unwrap_err().kind(), ErrorKind::UnexpectedEof);
     proxy.answer_next(1, "/", Answer::Never);
     let error = send(&proxy).read(&mut [0; 100]).unwrap_err();

@@ -77,9 +77,7 @@ impl Cached {
     /// Builds into a folder of its own and moves that to its place when all is there.
     fn build_aside(&self) -> Result<(), ToolError> {
         let aside = self.folder.with_extension("building");
-        self.remove_leftovers()
-            .and_then(|()| fs::create_dir(&aside))
-            .map_err(|e| self.io(e))?;
+        self.remove_leftovers().and_then(|()| fs::create_dir(&aside)).map_err(|e| self.io(e))?;
         let log = aside.join("build.log");
         if !self.run_go(&aside, &log)? {
             let output = folder::tail(&log);
@@ -93,10 +91,7 @@ impl Cached {
     fn remove_leftovers(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.folder.with_file_name(""))? {
             let path = entry?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "building")
-            {
+            if path.extension().is_some_and(|extension| extension == "building") {
                 fs::remove_dir_all(path)?;
             }
         }
