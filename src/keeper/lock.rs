@@ -334,7 +334,6 @@ impl<C: Consul> LockKeeper<C> {
         match answer {
             Answer::Locked { result: Ok(txn) } => {
                 self.answers.succeeded(Operation::Transaction);
-                self.backoff.clear();
                 return self.lock_judged(&txn);
             }
             Answer::Locked { result: Err(error) } => {
@@ -375,6 +374,7 @@ impl<C: Consul> LockKeeper<C> {
     fn lock_judged(&mut self, txn: &Txn) -> Option<SessionId> {
         let refusals = match txn {
             Txn::Committed(_) => {
+                self.backoff.clear();
                 if let Some(index) = written_index(txn) {
                     self.on(Event::Locked(index));
                 }
@@ -384,9 +384,12 @@ impl<C: Consul> LockKeeper<C> {
         };
         let met = |reason: &Refusal| refusals.iter().any(|refusal| refusal.reason == *reason);
         if met(&Refusal::InvalidSession) {
-            self.on(Event::LockFailed { pause: Duration::ZERO });
+            // The session keeper finds out, which may take it a while.
+            let pause = self.backoff.pause(Class::Lost, self.shared.jitter());
+            self.on(Event::LockFailed { pause });
             return self.session.clone();
         }
+        self.backoff.clear();
         self.on(if met(&Refusal::Held) {
             Event::RefusedHeld
         } else if met(&Refusal::LockDelay) {

@@ -36,6 +36,8 @@ mod lock;
 mod retry;
 mod session;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod view;
 mod watch;
 
