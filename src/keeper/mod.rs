@@ -13,8 +13,10 @@ use crate::{
     names::{FencingToken, Key, NodeName, SessionId, SessionName},
 };
 
+mod registry;
 mod view;
 
+pub use registry::{Keepers, StopState};
 pub use view::*;
 
 /// Whose keepers: the claim's UID, so that a claim recreated under its old name gets new ones.
@@ -37,6 +39,8 @@ pub struct Wanted {
     pub payload: Payload,
     /// `true`: give the key up cleanly, end the session, go on observing the key.
     pub paused: bool,
+    /// Another number makes a claim that failed contend again.
+    pub attempt: i64,
 }
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
