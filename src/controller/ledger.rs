@@ -168,7 +168,7 @@ mod tests {
         let (ledger, old) = met();
         let (name, new) = (ObjectName::new("shop", "billing"), ClaimId("new".into()));
         ledger.meet(&new, &name, Instant::from_boot(Duration::from_secs(2)));
-        assert_eq!(ledger.former(&name, Some(&new)), [old.clone()]);
+        assert_eq!(ledger.former(&name, Some(&new)), std::slice::from_ref(&old));
         assert_eq!(ledger.name_of(&old), Some(name.clone()));
         ledger.forget(&old);
         assert!(ledger.former(&name, Some(&new)).is_empty());
