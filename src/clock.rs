@@ -92,10 +92,7 @@ impl Clock {
 
     /// A clock that follows tokio's, paused or not, for simulations and tests.
     pub fn simulated() -> Clock {
-        Clock(Source::Simulated {
-            origin: simulated_now(),
-            wall: Timestamp::UNIX_EPOCH,
-        })
+        Clock(Source::Simulated { origin: simulated_now(), wall: Timestamp::UNIX_EPOCH })
     }
 
     /// The present instant.
@@ -104,10 +101,7 @@ impl Clock {
             Source::Boot => {
                 let reading = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
                 let nanos = u32::try_from(reading.tv_nsec).unwrap_or(0);
-                Instant(Duration::new(
-                    u64::try_from(reading.tv_sec).unwrap_or(0),
-                    nanos,
-                ))
+                Instant(Duration::new(u64::try_from(reading.tv_sec).unwrap_or(0), nanos))
             }
             Source::Simulated { origin, .. } => Instant(origin.elapsed()),
         }
@@ -154,10 +148,7 @@ impl Clock {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this module is the substitute that the ban names"
-)]
+#[expect(clippy::disallowed_methods, reason = "this module is the substitute that the ban names")]
 fn wall_now() -> Timestamp {
     Timestamp::now()
 }
@@ -194,9 +185,6 @@ mod tests {
             clock.timeout(Duration::from_secs(3), never).await,
             Err(Elapsed(Duration::from_secs(3)))
         );
-        assert_eq!(
-            clock.timeout(Duration::from_secs(3), async { 7 }).await,
-            Ok(7)
-        );
+        assert_eq!(clock.timeout(Duration::from_secs(3), async { 7 }).await, Ok(7));
     }
 }

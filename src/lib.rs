@@ -2,10 +2,12 @@
 //! HashiCorp Consul.
 
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod consul;
 pub mod controller;
 pub mod keeper;
 pub mod lock;
 pub mod names;
+pub mod replicas;
 pub mod telemetry;

@@ -1,1 +1,347 @@
-fn main() {}
+//! The binary: parse, run the subcommand, map the error to an exit code.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use consul_lock::{
+    api,
+    cli::{self, ClusterName, ControllerConfig, Job},
+    clock::Clock,
+    consul::{
+        Class, Consul,
+        http::{HttpConsul, ensure_tls_provider},
+    },
+    replicas::{Ended, Leadership, Replicas},
+    telemetry::{
+        Metrics,
+        admin::{self, Admin, Alive, Part, Ready},
+        logs,
+    },
+};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::{Id, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+/// All parts together may take this long to stop; pods have 30 s.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// One call to the Kubernetes API at the start.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a subcommand did not do its work.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("cannot serve --admin-addr {address}: {source}")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error("no Kubernetes configuration (KUBECONFIG, ~/.kube/config, service account): {0}")]
+    Kubeconfig(#[from] kube::config::InferConfigError),
+    #[error("the Kubernetes configuration cannot be used: {0}")]
+    KubeClient(#[source] kube::Error),
+    #[error("Consul's configuration cannot be used: {0}")]
+    Consul(#[from] consul_lock::consul::http::HttpConfigError),
+    #[error("cannot write to standard output: {0}")]
+    Output(#[source] io::Error),
+    #[error("the admin server ended: {0}")]
+    Admin(#[source] io::Error),
+    #[error("the part \"{0}\" ended early")]
+    EndedEarly(&'static str),
+    #[error("the part \"{0}\" failed: {1}")]
+    Crashed(&'static str, tokio::task::JoinError),
+    #[error("did not stop within {STOP_WITHIN:?}")]
+    Stuck,
+}
+
+impl Failure {
+    /// As `--help` lists them. 2 is for wrong usage.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Runtime(_)
+            | Failure::Bind { .. }
+            | Failure::Signals(_)
+            | Failure::Kubeconfig(_)
+            | Failure::KubeClient(_)
+            | Failure::Consul(_) => 3,
+            Failure::Output(_)
+            | Failure::Admin(_)
+            | Failure::EndedEarly(_)
+            | Failure::Crashed(..)
+            | Failure::Stuck => 1,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // Before any client is made: with none, or with two to choose from, they panic.
+    ensure_tls_provider();
+    let done = match cli::parse(std::env::args_os()) {
+        Ok(Job::Crd) => print_crd(),
+        Ok(Job::Controller(config)) => run_controller(*config),
+        Err(error) => return ExitCode::from(if error.report() { 0 } else { 2 }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn print_crd() -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(api::crd_yaml().as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+fn run_controller(config: ControllerConfig) -> Result<(), Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
+    let done = runtime.block_on(controller(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+/// What the parts of a controller share.
+#[derive(Clone)]
+struct Shared {
+    config: Arc<ControllerConfig>,
+    kube: Client,
+    consul: HttpConsul,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+}
+
+/// Starts every part, waits for a signal or for one that ends early, and stops them: the leader's
+/// work first, then the Lease, the admin server last.
+async fn controller(mut config: ControllerConfig) -> Result<(), Failure> {
+    logs::install(config.log_format, &config.log);
+    let address = config.admin_addr;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|source| Failure::Bind { address, source })?;
+    tracing::info!(address = %listener.local_addr().unwrap_or(address), "admin server listens");
+
+    let metrics = Metrics::new(config.per_claim_metrics);
+    let counted = Arc::clone(&metrics);
+    config.consul.observer = Some(Arc::new(move |operation, result, took| {
+        let class = result.err().map_or("ok", Class::as_str);
+        counted.consul_answered(operation.as_str(), class, took);
+    }));
+    let (kube, own_namespace) = kube_client().await?;
+    let replicas_client = kube_client().await?.0;
+    let shared = Shared {
+        consul: HttpConsul::new(config.consul.clone())?,
+        config: Arc::new(config),
+        kube,
+        clock: Clock::boot(),
+        metrics,
+        stop: CancellationToken::new(),
+    };
+    let replicas = contend(&shared, replicas_client, &own_namespace);
+
+    let (ready, mut parts) = (Ready::default(), Parts::default());
+    let (alive, admin_stop) = (parts.alive.clone(), CancellationToken::new());
+    let admin = Admin { metrics: Arc::clone(&shared.metrics), alive, ready: ready.clone() };
+    let mut server = JoinSet::new();
+    server.spawn(admin::serve(listener, admin, admin_stop.clone().cancelled_owned()));
+    parts.start("consul", hear_from_consul(shared.clone(), ready.part("consul")));
+    parts.start("leader election", lead_when_elected(shared.clone(), replicas));
+
+    let ended = tokio::select! {
+        signalled = signalled() => signalled,
+        failure = parts.first_failure() => Err(failure),
+        served = server.join_next() => Err(admin_failure(served)),
+    };
+    if let Err(failure) = &ended {
+        tracing::error!(%failure, "stopping");
+    }
+    shared.stop.cancel();
+    let stopped = shared.clock.timeout(STOP_WITHIN, parts.stopped()).await;
+    admin_stop.cancel();
+    server.join_next().await;
+    ended.and(stopped.unwrap_or(Err(Failure::Stuck)))
+}
+
+/// A client, and the namespace that this process lives in.
+async fn kube_client() -> Result<(Client, String), Failure> {
+    let mut config = kube::Config::infer().await?;
+    // Fifteen silent retries would turn an error into a hang of many minutes.
+    config.default_retry = false;
+    config.connect_timeout = Some(CALL_WITHIN);
+    config.write_timeout = Some(CALL_WITHIN);
+    let namespace = config.default_namespace.clone();
+    Ok((Client::try_from(config).map_err(Failure::KubeClient)?, namespace))
+}
+
+/// This process's part in the election. It has a client of its own, so that no burst of other
+/// calls delays a renewal.
+fn contend(shared: &Shared, client: Client, own_namespace: &str) -> Replicas {
+    let config = &shared.config;
+    let namespace = config.lease_namespace.as_ref().map_or(own_namespace, |name| name.as_str());
+    // A name of this process and not of its pod: a restarted container is another contender.
+    let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+    let host = host.as_deref().unwrap_or("consul-lock");
+    let me = format!("{host}_{:016x}", rand::random::<u64>());
+    let lease = config.lease_name.as_str();
+    let replicas =
+        Replicas::new(client, namespace, lease, &me, config.timings, shared.clock.clone());
+    let leadership = replicas.leadership();
+    shared.metrics.report_leader_from(move || leadership.may_act());
+    replicas
+}
+
+/// Takes part in the election, and does a leader's work while it leads.
+async fn lead_when_elected(shared: Shared, replicas: Replicas) {
+    let stop = shared.stop.clone();
+    let Some(cluster) = stop.run_until_cancelled(cluster_name(&shared)).await else {
+        return;
+    };
+    tracing::info!(cluster = cluster.as_str(), "this cluster's name in Consul");
+    let leadership = replicas.leadership();
+    let ended =
+        replicas.run(|| lead(&shared, &cluster, leadership.clone()), stop.cancelled()).await;
+    if let Ended::WorkEnded(()) = ended {
+        tracing::error!("the leader's work ended by itself");
+    }
+}
+
+/// A leader's work, until it is dropped.
+async fn lead(_shared: &Shared, _cluster: &ClusterName, _leadership: Leadership) {
+    std::future::pending().await
+}
+
+/// The configured name, or the beginning of the kube-system Namespace's UID, as soon as the API
+/// server tells it.
+async fn cluster_name(shared: &Shared) -> ClusterName {
+    if let Some(name) = &shared.config.cluster_name {
+        return name.clone();
+    }
+    let namespaces: Api<Namespace> = Api::all(shared.kube.clone());
+    let mut pause = Pause::new(&shared.clock);
+    loop {
+        let read = shared.clock.timeout(CALL_WITHIN, namespaces.get("kube-system")).await;
+        let trouble = match read {
+            Ok(Ok(namespace)) => {
+                let uid = namespace.metadata.uid.unwrap_or_default();
+                match ClusterName::of_uid(&uid) {
+                    Ok(name) => return name,
+                    Err(error) => format!("its UID is {uid:?}: {error}"),
+                }
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(elapsed) => elapsed.to_string(),
+        };
+        tracing::warn!(
+            error = trouble,
+            "cannot read the namespace kube-system, which names this cluster; \
+             --cluster-name would, too"
+        );
+        pause.wait().await;
+    }
+}
+
+/// Reports ready once Consul has answered.
+async fn hear_from_consul(shared: Shared, part: Part) {
+    let heard = async {
+        let mut pause = Pause::new(&shared.clock);
+        while let Err(error) = shared.consul.leader().await {
+            tracing::warn!(%error, "Consul does not answer yet");
+            pause.wait().await;
+        }
+        part.ready();
+        tracing::info!("Consul answers");
+        std::future::pending::<()>().await;
+    };
+    shared.stop.run_until_cancelled(heard).await;
+}
+
+/// Growing pauses between attempts, a second to half a minute.
+struct Pause<'a> {
+    clock: &'a Clock,
+    next: Duration,
+}
+
+impl<'a> Pause<'a> {
+    fn new(clock: &'a Clock) -> Pause<'a> {
+        Pause { clock, next: Duration::from_secs(1) }
+    }
+
+    async fn wait(&mut self) {
+        let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
+        self.next = (self.next * 2).min(Duration::from_secs(30));
+        self.clock.sleep_until(self.clock.now() + pause).await;
+    }
+}
+
+/// SIGTERM or SIGINT arrived.
+async fn signalled() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::Signals)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT, stopping"),
+    }
+    Ok(())
+}
+
+fn admin_failure(served: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> Failure {
+    match served {
+        Some(Ok(Err(error))) => Failure::Admin(error),
+        Some(Err(error)) => Failure::Crashed("admin server", error),
+        Some(Ok(Ok(()))) | None => Failure::EndedEarly("admin server"),
+    }
+}
+
+/// The tasks that must run until the process is told to stop.
+#[derive(Default)]
+struct Parts {
+    tasks: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+    alive: Alive,
+}
+
+impl Parts {
+    fn start(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(work);
+        self.names.insert(task.id(), name);
+        self.alive.watch(name, task);
+    }
+
+    fn name(&self, id: Id) -> &'static str {
+        self.names.get(&id).copied().unwrap_or("unknown")
+    }
+
+    /// Returns when a part ended, which none should by itself.
+    async fn first_failure(&mut self) -> Failure {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => Failure::EndedEarly(self.name(id)),
+            Some(Err(error)) => Failure::Crashed(self.name(error.id()), error),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns when every part ended.
+    async fn stopped(&mut self) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            if let Err(error) = ended {
+                outcome = Err(Failure::Crashed(self.name(error.id()), error));
+            }
+        }
+        outcome
+    }
+}

@@ -42,16 +42,11 @@ impl Key {
         if raw.is_empty() || raw.len() > KEY_MAX_BYTES {
             return Err(KeyError::Length(raw.len()));
         }
-        if let Some(odd) = raw
-            .chars()
-            .find(|c| !(c.is_ascii_alphanumeric() || "_./-".contains(*c)))
+        if let Some(odd) = raw.chars().find(|c| !(c.is_ascii_alphanumeric() || "_./-".contains(*c)))
         {
             return Err(KeyError::Character(odd));
         }
-        if raw
-            .split('/')
-            .any(|segment| matches!(segment, "" | "." | ".."))
-        {
+        if raw.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
             return Err(KeyError::Segment);
         }
         Ok(Key(raw.into()))
@@ -159,17 +154,8 @@ mod tests {
 
     #[test]
     fn plain_keys_are_accepted() {
-        for good in [
-            "a",
-            "consul-lock/shop/billing",
-            "jobs/.lock",
-            "a.b_c-D/9",
-            &"x".repeat(512),
-        ] {
-            assert_eq!(
-                Key::new(good).map(|k| k.as_str().to_owned()),
-                Ok(good.to_owned())
-            );
+        for good in ["a", "consul-lock/shop/billing", "jobs/.lock", "a.b_c-D/9", &"x".repeat(512)] {
+            assert_eq!(Key::new(good).map(|k| k.as_str().to_owned()), Ok(good.to_owned()));
         }
     }
 
@@ -180,13 +166,9 @@ mod tests {
         for segment in ["/a", "a/", "a//b", "a/../b", "..", "a/.", "./a"] {
             assert_eq!(Key::new(segment), Err(KeyError::Segment), "{segment}");
         }
-        for (odd, c) in [
-            ("a b", ' '),
-            ("a\nb", '\n'),
-            ("a\0", '\0'),
-            ("schlüssel", 'ü'),
-            ("a?b", '?'),
-        ] {
+        for (odd, c) in
+            [("a b", ' '), ("a\nb", '\n'), ("a\0", '\0'), ("schlüssel", 'ü'), ("a?b", '?')]
+        {
             assert_eq!(Key::new(odd), Err(KeyError::Character(c)));
         }
     }

@@ -3,10 +3,7 @@
 //! The table below is the architecture. Whoever wants another edge changes the table, in a commit
 //! that says why.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test may panic, and so may its helpers"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
 use std::{
     fmt,
@@ -24,43 +21,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("consul", &["clock", "names"]),
     ("keeper", &["clock", "consul", "lock", "names", "telemetry"]),
     ("replicas", &["api", "clock", "names", "telemetry"]),
-    (
-        "controller",
-        &[
-            "api",
-            "clock",
-            "consul",
-            "election",
-            "keeper",
-            "lock",
-            "names",
-            "telemetry",
-        ],
-    ),
-    (
-        "agent",
-        &[
-            "api",
-            "clock",
-            "consul",
-            "keeper",
-            "lock",
-            "names",
-            "telemetry",
-        ],
-    ),
-    (
-        "cli",
-        &[
-            "api",
-            "clock",
-            "consul",
-            "keeper",
-            "names",
-            "replicas",
-            "telemetry",
-        ],
-    ),
+    ("controller", &["api", "clock", "consul", "election", "keeper", "lock", "names", "telemetry"]),
+    ("agent", &["api", "clock", "consul", "keeper", "lock", "names", "telemetry"]),
+    ("cli", &["api", "clock", "consul", "keeper", "names", "replicas", "telemetry"]),
 ];
 
 /// Files outside every layer: the map of the house, and the one that joins everything.
@@ -111,10 +74,7 @@ fn an_upward_use_is_found_however_it_is_written() {
     ] {
         let found = check(Path::new("lock/machine.rs"), text);
         assert_eq!(found.len(), 1, "{text}: {found:?}");
-        assert!(
-            found[0].what.contains("lock may not use keeper"),
-            "{found:?}"
-        );
+        assert!(found[0].what.contains("lock may not use keeper"), "{found:?}");
     }
 }
 
@@ -137,28 +97,16 @@ fn private_crates_and_unknown_modules_are_found() {
     let found = check(Path::new("keeper/mod.rs"), "\nuse reqwest::Client;");
     assert_eq!(found[0].line, 2);
     assert!(found[0].what.contains("only consul may name reqwest"));
-    assert_eq!(
-        check(Path::new("consul/http.rs"), "use reqwest::Client;"),
-        []
-    );
+    assert_eq!(check(Path::new("consul/http.rs"), "use reqwest::Client;"), []);
     let found = check(Path::new("utils.rs"), "");
     assert!(found[0].what.contains("not in the table"));
 }
 
 #[test]
 fn controller_and_agent_never_meet_and_only_main_uses_cli() {
-    assert_eq!(
-        check(Path::new("agent/mod.rs"), "use crate::controller::x;").len(),
-        1
-    );
-    assert_eq!(
-        check(Path::new("controller/mod.rs"), "use crate::agent::x;").len(),
-        1
-    );
-    assert_eq!(
-        check(Path::new("controller/mod.rs"), "use crate::cli::x;").len(),
-        1
-    );
+    assert_eq!(check(Path::new("agent/mod.rs"), "use crate::controller::x;").len(), 1);
+    assert_eq!(check(Path::new("controller/mod.rs"), "use crate::agent::x;").len(), 1);
+    assert_eq!(check(Path::new("controller/mod.rs"), "use crate::cli::x;").len(), 1);
     assert_eq!(check(Path::new("main.rs"), "use consul_lock::cli;"), []);
 }
 
@@ -179,16 +127,9 @@ fn check(path: &Path, text: &str) -> Vec<Violation> {
     if OUTSIDE.contains(&module.as_str()) {
         return Vec::new();
     }
-    let violation = |line, what| Violation {
-        file: path.to_owned(),
-        line,
-        what,
-    };
+    let violation = |line, what| Violation { file: path.to_owned(), line, what };
     let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == module) else {
-        return vec![violation(
-            1,
-            format!("{module} is not in the table of tests/layers.rs"),
-        )];
+        return vec![violation(1, format!("{module} is not in the table of tests/layers.rs"))];
     };
     let code = without_comments(text);
     let upward = uses(&code, depth_of(path))
@@ -216,11 +157,7 @@ fn module_of(path: &Path) -> String {
 /// How many `super::` lead from the file's module to the crate's root.
 fn depth_of(path: &Path) -> usize {
     let parts = path.iter().count();
-    if path.ends_with("mod.rs") {
-        parts - 1
-    } else {
-        parts
-    }
+    if path.ends_with("mod.rs") { parts - 1 } else { parts }
 }
 
 /// The code with its line comments blanked, so that positions stay true.
@@ -282,9 +219,7 @@ fn heads(rest: &str) -> Vec<String> {
 }
 
 fn identifier(text: &str) -> &str {
-    let end = text
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(text.len());
     &text[..end]
 }
 

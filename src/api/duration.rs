@@ -53,9 +53,8 @@ impl GoDuration {
     /// # Errors
     /// [`DurationError`] for everything that [`PATTERN`] and [`MAX_LENGTH`] do not admit.
     pub fn parse(&self) -> Result<Duration, DurationError> {
-        parse(&self.0).ok_or_else(|| DurationError {
-            shown: self.0.chars().take(2 * MAX_LENGTH).collect(),
-        })
+        parse(&self.0)
+            .ok_or_else(|| DurationError { shown: self.0.chars().take(2 * MAX_LENGTH).collect() })
     }
 }
 
@@ -124,31 +123,21 @@ fn part(text: &str) -> Option<(Duration, &str)> {
     let scale = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
     let fraction: u64 = fraction.parse().ok()?;
     // Exact: every unit is a multiple of 1,000 ns, and a fraction has at most three digits.
-    let nanos = whole
-        .checked_mul(unit_nanos)?
-        .checked_add(fraction * (unit_nanos / scale))?;
+    let nanos = whole.checked_mul(unit_nanos)?.checked_add(fraction * (unit_nanos / scale))?;
     Some((Duration::from_nanos(nanos), rest))
 }
 
 /// The digits at the start, if there are 1 to `most`.
 fn digits(text: &str, most: usize) -> Option<(&str, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     (1..=most).contains(&end).then(|| text.split_at(end))
 }
 
 /// The unit at the start, in nanoseconds. `ms` before `m`: the longer name wins, as in Go.
 fn unit(text: &str) -> Option<(u64, &str)> {
-    const UNITS: [(&str, u64); 4] = [
-        ("ms", 1_000_000),
-        ("s", 1_000_000_000),
-        ("m", 60_000_000_000),
-        ("h", 3_600_000_000_000),
-    ];
-    UNITS
-        .iter()
-        .find_map(|(name, nanos)| text.strip_prefix(name).map(|rest| (*nanos, rest)))
+    const UNITS: [(&str, u64); 4] =
+        [("ms", 1_000_000), ("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000)];
+    UNITS.iter().find_map(|(name, nanos)| text.strip_prefix(name).map(|rest| (*nanos, rest)))
 }
 
 #[cfg(test)]
@@ -217,10 +206,7 @@ mod tests {
     #[test]
     fn a_refusal_shows_the_text_and_what_is_allowed() {
         let error = GoDuration::new("1d").parse().unwrap_err().to_string();
-        assert!(
-            error.contains("\"1d\"") && error.contains("15s, 1m30s or 500ms"),
-            "{error}"
-        );
+        assert!(error.contains("\"1d\"") && error.contains("15s, 1m30s or 500ms"), "{error}");
         let long = GoDuration::new("9".repeat(400)).parse().unwrap_err();
         assert!(long.to_string().len() < 200);
     }
@@ -235,10 +221,7 @@ mod tests {
             (172_860_000, "48h1m"),
             (1, "1ms"),
         ] {
-            assert_eq!(
-                GoDuration::from(Duration::from_millis(millis)).as_str(),
-                text
-            );
+            assert_eq!(GoDuration::from(Duration::from_millis(millis)).as_str(), text);
         }
     }
 

@@ -36,10 +36,7 @@ pub struct Settings {
 
 /// See [`SessionSpec`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "each is the field of `SessionSpec` of the same name"
-)]
+#[expect(missing_docs, reason = "each is the field of `SessionSpec` of the same name")]
 pub struct SessionSettings {
     pub ttl: Duration,
     pub lock_delay: Duration,
@@ -59,10 +56,7 @@ pub enum SessionBehavior {
 
 /// See [`AcquireSpec`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "each is the field of `AcquireSpec` of the same name"
-)]
+#[expect(missing_docs, reason = "each is the field of `AcquireSpec` of the same name")]
 pub struct AcquireSettings {
     pub timeout: Option<Duration>,
     pub try_once: bool,
@@ -159,9 +153,7 @@ fn acquire(spec: &AcquireSpec) -> Result<AcquireSettings, SpecError> {
         return Err(SpecError::TryOnceWithTimeout);
     }
     let optional = |field, span: &Option<GoDuration>| {
-        span.as_ref()
-            .map(|span| between(field, span, Duration::from_secs(1), YEAR))
-            .transpose()
+        span.as_ref().map(|span| between(field, span, Duration::from_secs(1), YEAR)).transpose()
     };
     Ok(AcquireSettings {
         timeout: optional("spec.acquire.timeout", &spec.timeout)?,
@@ -176,18 +168,11 @@ fn between(
     least: Duration,
     most: Duration,
 ) -> Result<Duration, SpecError> {
-    let span = text
-        .parse()
-        .map_err(|source| SpecError::Duration { field, source })?;
+    let span = text.parse().map_err(|source| SpecError::Duration { field, source })?;
     if (least..=most).contains(&span) {
         return Ok(span);
     }
-    Err(SpecError::Range {
-        field,
-        found: text.clone(),
-        least: least.into(),
-        most: most.into(),
-    })
+    Err(SpecError::Range { field, found: text.clone(), least: least.into(), most: most.into() })
 }
 
 fn check_names(checks: &ChecksSpec) -> Result<(), SpecError> {
@@ -253,10 +238,7 @@ mod tests {
         assert_eq!(settings.session.behavior, SessionBehavior::Delete);
         assert_eq!(settings.session.node_checks, ["a b"]);
         assert_eq!(settings.acquire.timeout, Some(Duration::from_secs(30)));
-        assert_eq!(
-            settings.acquire.max_hold,
-            Some(Duration::from_secs(8 * 3600))
-        );
+        assert_eq!(settings.acquire.max_hold, Some(Duration::from_secs(8 * 3600)));
         assert!(settings.paused);
     }
 
@@ -268,58 +250,25 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field_and_what_is_allowed() {
         for (yaml, expected) in [
-            (
-                "session: {ttl: 9s}",
-                "spec.session.ttl: 9s is not between 10s and 24h",
-            ),
-            (
-                "session: {ttl: 25h}",
-                "spec.session.ttl: 25h is not between 10s and 24h",
-            ),
-            (
-                "session: {ttl: -5s}",
-                "spec.session.ttl: \"-5s\" is no duration",
-            ),
-            (
-                "session: {lockDelay: 61s}",
-                "spec.session.lockDelay: 61s is not between 0s and 1m",
-            ),
-            (
-                "session: {behavior: Explode}",
-                "\"Explode\" is neither Release nor Delete",
-            ),
+            ("session: {ttl: 9s}", "spec.session.ttl: 9s is not between 10s and 24h"),
+            ("session: {ttl: 25h}", "spec.session.ttl: 25h is not between 10s and 24h"),
+            ("session: {ttl: -5s}", "spec.session.ttl: \"-5s\" is no duration"),
+            ("session: {lockDelay: 61s}", "spec.session.lockDelay: 61s is not between 0s and 1m"),
+            ("session: {behavior: Explode}", "\"Explode\" is neither Release nor Delete"),
             ("key: /a", "spec.key: no part of a key between slashes"),
             ("key: a b", "spec.key: a key is made of letters"),
-            (
-                "acquire: {timeout: 10s, tryOnce: true}",
-                "set tryOnce or timeout, not both",
-            ),
-            (
-                "acquire: {timeout: 0s}",
-                "spec.acquire.timeout: 0s is not between 1s and 8760h",
-            ),
+            ("acquire: {timeout: 10s, tryOnce: true}", "set tryOnce or timeout, not both"),
+            ("acquire: {timeout: 0s}", "spec.acquire.timeout: 0s is not between 1s and 8760h"),
             ("acquire: {maxHold: 8761h}", "spec.acquire.maxHold"),
             ("session: {checks: {node: [a, a]}}", "listed twice"),
-            (
-                "session: {checks: {node: [a], service: [a]}}",
-                "in both lists",
-            ),
-            (
-                "session: {checks: {node: [serfHealth]}}",
-                "serfHealth belongs to",
-            ),
-            (
-                "session: {checks: {service: [' a']}}",
-                "spec.session.checks.service: an ID has",
-            ),
+            ("session: {checks: {node: [a], service: [a]}}", "in both lists"),
+            ("session: {checks: {node: [serfHealth]}}", "serfHealth belongs to"),
+            ("session: {checks: {service: [' a']}}", "spec.session.checks.service: an ID has"),
         ] {
             let error = settings(yaml).unwrap_err().to_string();
             assert!(error.contains(expected), "{yaml}: {error}");
         }
-        let long = ConsulLockSpec {
-            value: "ä".repeat(4097),
-            ..ConsulLockSpec::default()
-        };
+        let long = ConsulLockSpec { value: "ä".repeat(4097), ..ConsulLockSpec::default() };
         assert_eq!(long.settings(), Err(SpecError::Value(4097)));
     }
 }

@@ -217,9 +217,6 @@ mod tests {
         let spec =
             spec("session: {ttl: soon, behavior: Explode, novelty: 1}\nacquire: {timeout: ''}");
         assert_eq!(spec.session.ttl.as_str(), "soon");
-        assert_eq!(
-            spec.session.behavior,
-            Behavior::Unrecognised("Explode".into())
-        );
+        assert_eq!(spec.session.behavior, Behavior::Unrecognised("Explode".into()));
     }
 }

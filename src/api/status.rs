@@ -81,10 +81,7 @@ pub struct ConsulLockStatus {
 
 /// Where a claim stands.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[expect(
-    missing_docs,
-    reason = "a documented variant would turn the schema's enum into oneOf"
-)]
+#[expect(missing_docs, reason = "a documented variant would turn the schema's enum into oneOf")]
 pub enum Phase {
     /* Nothing is known yet. */
     #[default]
@@ -180,10 +177,7 @@ pub struct SessionStatus {
 
 /// A session's condition.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[expect(
-    missing_docs,
-    reason = "a documented variant would turn the schema's enum into oneOf"
-)]
+#[expect(missing_docs, reason = "a documented variant would turn the schema's enum into oneOf")]
 pub enum SessionHealth {
     Healthy,
     Jeopardy,
@@ -232,10 +226,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(status.phase, Some(Phase::Unknown));
-        assert_eq!(
-            status.session.map(|s| s.health),
-            Some(SessionHealth::Unknown)
-        );
+        assert_eq!(status.session.map(|s| s.health), Some(SessionHealth::Unknown));
     }
 
     #[test]

@@ -1,1 +1,321 @@
-//! HTTP
+//! The client that asks a real Consul over its HTTP API.
+//!
+//! # Guarantees
+//! Every call ends within its time limit: [`HttpConfig::timeout`], or a blocking query's wait, a
+//! sixteenth of it and 5 s. No redirect is followed, no proxy of the environment is used, nothing
+//! is sent twice. At most [`HttpConfig::max_in_flight`] short calls and [`HttpConfig::max_polls`]
+//! blocking queries are open at a time; each uses a connection of its own over plain HTTP. The
+//! token is sent in a header only and appears in no error and no `Debug`.
+//! # Not guaranteed
+//! Certificates and keys are read once, at construction; the token's file is read again whenever
+//! it changes.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use reqwest::{Method, StatusCode, Url};
+use serde::Serialize;
+
+use crate::{
+    clock::Clock,
+    consul::{
+        Blocking, Class, Consistency, Consul, ConsulError, Listing, Operation, PutMode, Reading,
+        Renewal, SessionInfo, SessionRequest, TokenInfo, Txn, TxnOp,
+    },
+    names::{Key, NodeName, SessionId},
+};
+
+mod address;
+mod answer;
+mod config;
+mod errors;
+mod token;
+mod transport;
+mod wire;
+
+pub use address::AddressError;
+pub use config::{HttpConfig, HttpConfigError, Observer};
+pub use token::{Token, TokenError, TokenFileError, TokenSource};
+pub use transport::ensure_tls_provider;
+
+use address::Address;
+use answer::Answer;
+use transport::{Body, Call, Transport};
+
+/// The largest answer that concerns one key or session.
+const SMALL: usize = 2 * 1024 * 1024;
+/// The largest answer that lists a prefix.
+const LARGE: usize = 256 * 1024 * 1024;
+/// An abandoned blocking query stays with Consul until its wait ends.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The client. Clones share connections and limits.
+#[derive(Clone)]
+pub struct HttpConsul(Arc<Inner>);
+
+struct Inner {
+    address: Address,
+    /// `ns` and `partition`, as every request carries them.
+    tenant: Vec<(&'static str, String)>,
+    transport: Transport,
+    clock: Clock,
+    observer: Option<Observer>,
+}
+
+impl fmt::Debug for HttpConsul {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpConsul").field("address", &self.0.address).finish_non_exhaustive()
+    }
+}
+
+impl HttpConsul {
+    /// Reads the files that the configuration names; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`HttpConfigError`], which says what is wrong with which setting.
+    pub fn new(config: HttpConfig) -> Result<HttpConsul, HttpConfigError> {
+        let clock = Clock::boot();
+        let mut address = Address::parse(&config.address)?;
+        config::needs_tls(&config, &address)?;
+        let transport = Transport::new(&config, &address, clock.clone())?;
+        if let Some(name) = &config.tls_server_name {
+            // An IP address would be connected to instead of looked up.
+            let named = address.base.set_host(Some(name)).is_ok();
+            if !named || !matches!(address.base.domain(), Some(host) if !host.is_empty()) {
+                return Err(HttpConfigError::ServerName(name.clone()));
+            }
+        }
+        let tenant = [("ns", config.namespace), ("partition", config.partition)];
+        let tenant = tenant.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let observer = config.observer;
+        Ok(HttpConsul(Arc::new(Inner { address, tenant, transport, clock, observer })))
+    }
+
+    /// A call with small answer and the usual time limit, to be adorned further.
+    fn call<'a>(
+        &self,
+        operation: Operation,
+        method: Method,
+        segments: impl IntoIterator<Item = &'a str>,
+    ) -> Call {
+        let mut url = self.0.address.url(segments);
+        for (name, value) in &self.0.tenant {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        Call { operation, method, url, body: None, body_max: SMALL, wait: None, also: &[] }
+    }
+
+    /// Carries a call out, has its answer understood, and reports to the observer.
+    async fn ask<T>(
+        &self,
+        call: Call,
+        understand: impl FnOnce(&Answer) -> Result<T, ConsulError>,
+    ) -> Result<T, ConsulError> {
+        let (operation, began) = (call.operation, self.0.clock.now());
+        let reply = self.0.transport.exchange(call).await;
+        let understood = reply.and_then(|reply| understand(&Answer { operation, reply }));
+        if let Some(observer) = &self.0.observer {
+            let result = understood.as_ref().map(|_| ()).map_err(|error| error.class);
+            observer(operation, result, self.0.clock.now().since(began));
+        }
+        understood
+    }
+
+    async fn read_key(&self, mut call: Call, key: &Key) -> Result<Reading, ConsulError> {
+        call.also = &[StatusCode::NOT_FOUND];
+        self.ask(call, |answer| {
+            let index = answer.index()?;
+            answer.unfiltered(|| format!("key:read on {:?}", key.as_str()))?;
+            let pair = answer.pairs()?.into_iter().next();
+            Ok(Reading { pair, index })
+        })
+        .await
+    }
+}
+
+fn json(operation: Operation, value: &impl Serialize) -> Result<Body, ConsulError> {
+    serde_json::to_vec(value).map(Body::Json).map_err(|error| ConsulError {
+        operation,
+        class: Class::Invalid,
+        message: error.to_string(),
+    })
+}
+
+fn with_consistency(url: &mut Url, consistency: Consistency) {
+    match consistency {
+        Consistency::Default => {}
+        Consistency::Stale => drop(url.query_pairs_mut().append_key_only("stale")),
+        Consistency::Consistent => drop(url.query_pairs_mut().append_key_only("consistent")),
+    }
+}
+
+fn with_blocking(call: &mut Call, blocking: Blocking) {
+    // A wait of nothing would mean Consul's default of five minutes.
+    let wait = blocking.wait.clamp(Duration::from_millis(1), WAIT_MAX);
+    call.url
+        .query_pairs_mut()
+        .append_pair("index", &blocking.after.to_string())
+        .append_pair("wait", &wire::go_text(wait));
+    call.wait = Some(wait);
+}
+
+/// Path segments of a key or prefix, whose slashes stay slashes.
+fn kv_path(key: &str) -> impl Iterator<Item = &str> {
+    ["v1", "kv"].into_iter().chain(key.split('/'))
+}
+
+impl Consul for HttpConsul {
+    async fn register_node(&self, node: &NodeName) -> Result<(), ConsulError> {
+        let operation = Operation::RegisterNode;
+        let mut call = self.call(operation, Method::PUT, ["v1", "catalog", "register"]);
+        call.body = Some(json(operation, &wire::Registration::of(node))?);
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+    }
+
+    async fn create_session(&self, request: &SessionRequest) -> Result<SessionId, ConsulError> {
+        let operation = Operation::CreateSession;
+        let mut call = self.call(operation, Method::PUT, ["v1", "session", "create"]);
+        call.body = Some(json(operation, &wire::NewSession::of(request))?);
+        self.ask(call, |answer| Ok(SessionId::new(answer.json::<wire::CreatedSession>()?.id))).await
+    }
+
+    async fn renew_session(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
+        let path = ["v1", "session", "renew", id.as_str()];
+        let call = self.call(Operation::RenewSession, Method::PUT, path);
+        self.ask(call, |answer| {
+            let session = answer.sessions()?.into_iter().next();
+            match session.ok_or_else(|| answer.odd("no session in it"))?.ttl {
+                Some(ttl) => Ok(Renewal { ttl }),
+                None => Err(answer.error(Class::Invalid, format!("session {id} has no TTL"))),
+            }
+        })
+        .await
+    }
+
+    async fn destroy_session(&self, id: &SessionId) -> Result<(), ConsulError> {
+        let path = ["v1", "session", "destroy", id.as_str()];
+        let call = self.call(Operation::DestroySession, Method::PUT, path);
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+    }
+
+    async fn session(
+        &self,
+        id: &SessionId,
+        consistency: Consistency,
+    ) -> Result<Option<SessionInfo>, ConsulError> {
+        let path = ["v1", "session", "info", id.as_str()];
+        let mut call = self.call(Operation::ReadSession, Method::GET, path);
+        with_consistency(&mut call.url, consistency);
+        self.ask(call, |answer| {
+            answer.index()?; // an empty list of somebody else's is no lost session
+            answer.unfiltered(|| "session:read on the session's node".to_owned())?;
+            Ok(answer.sessions()?.into_iter().next())
+        })
+        .await
+    }
+
+    async fn node_sessions(&self, node: &NodeName) -> Result<Vec<SessionInfo>, ConsulError> {
+        let path = ["v1", "session", "node", node.as_str()];
+        let mut call = self.call(Operation::ListSessions, Method::GET, path);
+        with_consistency(&mut call.url, Consistency::Consistent);
+        call.body_max = LARGE;
+        self.ask(call, |answer| {
+            answer.index()?;
+            answer.unfiltered(|| format!("session:read on {:?}", node.as_str()))?;
+            answer.sessions()
+        })
+        .await
+    }
+
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<Reading, ConsulError> {
+        let mut call = self.call(Operation::ReadKey, Method::GET, kv_path(key.as_str()));
+        with_consistency(&mut call.url, consistency);
+        self.read_key(call, key).await
+    }
+
+    async fn watch_key(
+        &self,
+        key: &Key,
+        blocking: Blocking,
+        consistency: Consistency,
+    ) -> Result<Reading, ConsulError> {
+        let mut call = self.call(Operation::WatchKey, Method::GET, kv_path(key.as_str()));
+        with_consistency(&mut call.url, consistency);
+        with_blocking(&mut call, blocking);
+        self.read_key(call, key).await
+    }
+
+    async fn watch_prefix(
+        &self,
+        prefix: &str,
+        blocking: Blocking,
+        consistency: Consistency,
+    ) -> Result<Listing, ConsulError> {
+        let mut call = self.call(Operation::WatchPrefix, Method::GET, kv_path(prefix));
+        call.url.query_pairs_mut().append_key_only("recurse");
+        with_consistency(&mut call.url, consistency);
+        with_blocking(&mut call, blocking);
+        (call.body_max, call.also) = (LARGE, &[StatusCode::NOT_FOUND]);
+        self.ask(call, |answer| {
+            let index = answer.index()?;
+            answer.unfiltered(|| format!("key:read under {prefix:?}"))?;
+            Ok(Listing { pairs: answer.pairs()?, index })
+        })
+        .await
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        value: &[u8],
+        flags: Option<u64>,
+        mode: PutMode,
+    ) -> Result<bool, ConsulError> {
+        let mut call = self.call(Operation::WriteKey, Method::PUT, kv_path(key.as_str()));
+        if let Some(flags) = flags {
+            call.url.query_pairs_mut().append_pair("flags", &flags.to_string());
+        }
+        match &mode {
+            PutMode::Plain => {}
+            PutMode::Acquire(id) => {
+                call.url.query_pairs_mut().append_pair("acquire", id.as_str());
+            }
+            PutMode::Release(id) => {
+                call.url.query_pairs_mut().append_pair("release", id.as_str());
+            }
+        }
+        call.body = Some(Body::Raw(value.to_vec()));
+        self.ask(call, Answer::json::<bool>).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), ConsulError> {
+        let call = self.call(Operation::DeleteKey, Method::DELETE, kv_path(key.as_str()));
+        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+    }
+
+    async fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
+        let operation = Operation::Transaction;
+        let mut call = self.call(operation, Method::PUT, ["v1", "txn"]);
+        if !wire::changes_something(steps) {
+            // Checks alone count as a read, which any old leader may answer unless told otherwise.
+            with_consistency(&mut call.url, Consistency::Consistent);
+        }
+        let body: Vec<wire::Step<'_>> = steps.iter().map(Into::into).collect();
+        call.body = Some(json(operation, &body)?);
+        call.also = &[StatusCode::CONFLICT];
+        self.ask(call, |answer| answer.transaction(steps)).await
+    }
+
+    async fn leader(&self) -> Result<Option<String>, ConsulError> {
+        let call = self.call(Operation::ReadLeader, Method::GET, ["v1", "status", "leader"]);
+        self.ask(call, |answer| {
+            let leader: String = answer.json()?;
+            Ok(Some(leader).filter(|leader| !leader.is_empty()))
+        })
+        .await
+    }
+
+    async fn token_self(&self) -> Result<TokenInfo, ConsulError> {
+        let call = self.call(Operation::ReadToken, Method::GET, ["v1", "acl", "token", "self"]);
+        self.ask(call, |answer| Ok(answer.json::<wire::Token>()?.into())).await
+    }
+}

@@ -149,27 +149,14 @@ pub struct Blocking {
 
 /// One step of a transaction. All of them happen in one commit, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is the parameter of Consul's verb of the same name")]
 pub enum TxnOp {
     /// Takes the key for the session; also rewrites value and flags of a key that it holds.
-    Lock {
-        key: Key,
-        session: SessionId,
-        value: Vec<u8>,
-        flags: u64,
-    },
+    Lock { key: Key, session: SessionId, value: Vec<u8>, flags: u64 },
     /// Gives the key up; writes value and flags.
-    Unlock {
-        key: Key,
-        session: SessionId,
-        value: Vec<u8>,
-        flags: u64,
-    },
+    Unlock { key: Key, session: SessionId, value: Vec<u8>, flags: u64 },
     /// A plain write, whoever holds the key.
-    Set {
-        key: Key,
-        value: Vec<u8>,
-        flags: u64,
-    },
+    Set { key: Key, value: Vec<u8>, flags: u64 },
     /// Deletes the key, whoever holds it.
     Delete { key: Key },
     /// Fails unless the key's `ModifyIndex` is this.
@@ -343,13 +330,8 @@ pub enum Class {
 
 impl Class {
     /// Every class, for metrics.
-    pub const ALL: [Class; 5] = [
-        Class::Transient,
-        Class::UnknownOutcome,
-        Class::Lost,
-        Class::Denied,
-        Class::Invalid,
-    ];
+    pub const ALL: [Class; 5] =
+        [Class::Transient, Class::UnknownOutcome, Class::Lost, Class::Denied, Class::Invalid];
 
     /// As a metric label or condition reason.
     pub const fn as_str(self) -> &'static str {
@@ -365,10 +347,7 @@ impl Class {
 
 /// Which call failed; also the `operation` label of the request metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(
-    missing_docs,
-    reason = "each is the method of `Consul` of the same name"
-)]
+#[expect(missing_docs, reason = "each is the method of `Consul` of the same name")]
 pub enum Operation {
     RegisterNode,
     CreateSession,

@@ -49,11 +49,7 @@ async fn apply_to_claim<C: Consul>(
     seen: &Seen,
     plan: &ClaimPlan,
 ) -> Result<Option<Applied>, Error> {
-    let ClaimPlan {
-        finalizer,
-        keepers,
-        judged: _,
-    } = plan;
+    let ClaimPlan { finalizer, keepers, judged: _ } = plan;
     let mut claim = Arc::clone(&seen.object);
     if *finalizer == FinalizerStep::Add {
         // Before anything is made in Consul, so that nothing can be left behind there.
@@ -75,11 +71,7 @@ async fn apply_to_claim<C: Consul>(
         }
         return Ok(None);
     }
-    Ok(Some(Applied {
-        view: leader.keepers.view(&seen.id),
-        claim,
-        _only_made_here: (),
-    }))
+    Ok(Some(Applied { view: leader.keepers.view(&seen.id), claim, _only_made_here: () }))
 }
 
 fn tell_keepers<C: Consul>(leader: &Leader<C>, id: &ClaimId, step: &KeepersStep) {

@@ -40,10 +40,7 @@ pub(super) struct ObjectName {
 
 impl ObjectName {
     pub(super) fn new(namespace: &str, name: &str) -> ObjectName {
-        ObjectName {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        ObjectName { namespace: namespace.into(), name: name.into() }
     }
 
     pub(super) fn of(object: &impl Resource) -> ObjectName {
@@ -165,9 +162,7 @@ impl<K: Resource + Clone> Cache<K> {
                 if let Some(listed) = listing {
                     listed.insert(name.clone());
                 }
-                let known = objects
-                    .get(&name)
-                    .and_then(|known| known.resource_version());
+                let known = objects.get(&name).and_then(|known| known.resource_version());
                 if known.is_some() && known == object.resource_version() {
                     return Vec::new();
                 }
@@ -223,9 +218,7 @@ mod tests {
     }
 
     fn touched(receiver: &mut broadcast::Receiver<ObjectName>) -> Vec<String> {
-        std::iter::from_fn(|| receiver.try_recv().ok())
-            .map(|name| name.to_string())
-            .collect()
+        std::iter::from_fn(|| receiver.try_recv().ok()).map(|name| name.to_string()).collect()
     }
 
     async fn feed(
@@ -234,9 +227,7 @@ mod tests {
         events: Vec<watcher::Result<Event<ConfigMap>>>,
     ) {
         let metrics = Metrics::new(false);
-        cache
-            .follow(namespace, stream::iter(events), &metrics)
-            .await;
+        cache.follow(namespace, stream::iter(events), &metrics).await;
     }
 
     #[tokio::test]
@@ -257,30 +248,18 @@ mod tests {
             Ok(Event::InitDone),
         ];
         feed(&cache, None, again).await;
-        assert_eq!(
-            touched(&mut receiver),
-            ["a/goes"],
-            "what did not change is not named"
-        );
+        assert_eq!(touched(&mut receiver), ["a/goes"], "what did not change is not named");
         assert!(cache.get(&ObjectName::new("a", "goes")).is_none());
     }
 
     #[tokio::test]
     async fn a_namespace_is_listed_without_touching_the_others() {
         let cache = Cache::new("configmaps", 2);
-        let in_a = vec![
-            Ok(Event::Init),
-            Ok(Event::InitApply(object("a", "x", "1"))),
-            Ok(Event::InitDone),
-        ];
+        let in_a =
+            vec![Ok(Event::Init), Ok(Event::InitApply(object("a", "x", "1"))), Ok(Event::InitDone)];
         feed(&cache, Some("a"), in_a).await;
         assert!(!cache.is_synced());
-        feed(
-            &cache,
-            Some("b"),
-            vec![Ok(Event::Init), Ok(Event::InitDone)],
-        )
-        .await;
+        feed(&cache, Some("b"), vec![Ok(Event::Init), Ok(Event::InitDone)]).await;
         assert!(cache.is_synced());
         assert_eq!(cache.names(Some("a")).len(), 1);
         assert_eq!(cache.names(Some("b")).len(), 0);

@@ -45,11 +45,7 @@ impl News {
         while note.len() > NOTE_BYTES {
             note.pop();
         }
-        News {
-            warning,
-            reason,
-            note,
-        }
+        News { warning, reason, note }
     }
 
     /// The claim went without a clean release.
@@ -58,9 +54,8 @@ impl News {
         let session = status.and_then(|status| status.session.as_ref());
         let id = session.and_then(|s| s.id.as_deref()).unwrap_or("(unknown)");
         let limit = status.and_then(|status| status.guarantee.as_ref());
-        let limit = limit.map_or_else(String::new, |limit| {
-            format!(" within {}", limit.failover_max)
-        });
+        let limit =
+            limit.map_or_else(String::new, |limit| format!(" within {}", limit.failover_max));
         let note = format!(
             "Consul was away: the key could not be released; session {id} ends by itself{limit} \
              of its last renewal"
@@ -98,10 +93,7 @@ fn ended(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Vec<News> {
         .map(|past| {
             let by_wish = matches!(past.reason.as_str(), "Paused" | "Stopped" | "MaxHold");
             let verb = if by_wish { "Released" } else { "Lost" };
-            let note = format!(
-                "the tenure with token {} ended: {}",
-                past.token, past.reason
-            );
+            let note = format!("the tenure with token {} ended: {}", past.token, past.reason);
             News::new(!by_wish, verb, note)
         })
         .collect()
@@ -241,9 +233,7 @@ mod tests {
         next: &ConsulLockStatus,
     ) -> Vec<(bool, &'static str)> {
         let news = news(previous, next);
-        news.iter()
-            .map(|news| (news.warning, news.reason))
-            .collect()
+        news.iter().map(|news| (news.warning, news.reason)).collect()
     }
 
     #[test]
@@ -308,11 +298,7 @@ mod tests {
         status["guarantee"] = json!({"failoverMax": "45s", "overlapMargin": "15s"});
         let claim = claim_with_status("{}", status);
         let news = News::deleted_without_release(&claim);
-        assert!(
-            news.note.contains("session s-1 ends by itself within 45s"),
-            "{}",
-            news.note
-        );
+        assert!(news.note.contains("session s-1 ends by itself within 45s"), "{}", news.note);
         let event = event(&claim, &news, wall(0), "replica-1");
         assert_eq!(event.regarding.unwrap().uid.as_deref(), Some("uid-1"));
         assert_eq!(event.type_.as_deref(), Some("Warning"));

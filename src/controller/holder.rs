@@ -20,10 +20,8 @@ struct Payload {
 /// The holder as a status shows it. What others wrote is shortened and stripped of control
 /// characters, for it ends up on somebody's terminal.
 pub(super) fn of(seen: &SeenHolder) -> HolderStatus {
-    let named_like_ours = seen
-        .session_name
-        .as_ref()
-        .is_none_or(|name| name.starts_with(SESSION_PREFIX));
+    let named_like_ours =
+        seen.session_name.as_ref().is_none_or(|name| name.starts_with(SESSION_PREFIX));
     let payload = serde_json::from_slice::<Payload>(&seen.value);
     match payload {
         Ok(payload) if named_like_ours && payload.holder.contains('/') => HolderStatus {
@@ -50,10 +48,7 @@ fn stranger(seen: &SeenHolder) -> String {
 }
 
 fn clean(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_CHARS)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -86,22 +81,12 @@ mod tests {
     #[test]
     fn strangers_are_shown_by_their_session() {
         for (name, node, value, identity) in [
-            (
-                Some("Consul API Lock"),
-                Some("vm-7"),
-                "",
-                "Consul API Lock on vm-7",
-            ),
+            (Some("Consul API Lock"), Some("vm-7"), "", "Consul API Lock on vm-7"),
             (Some("Consul API Lock"), None, "x", "Consul API Lock"),
             (Some(""), Some("vm-7"), "", "session 5e55"),
             (None, None, "{}", "session 5e55"),
             // What we wrote once may still stand in a key that a stranger holds now.
-            (
-                Some("Consul API Lock"),
-                Some("vm-7"),
-                OURS,
-                "Consul API Lock on vm-7",
-            ),
+            (Some("Consul API Lock"), Some("vm-7"), OURS, "Consul API Lock on vm-7"),
         ] {
             let holder = of(&seen(name, node, value));
             assert_eq!(holder.identity, identity);

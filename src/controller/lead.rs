@@ -30,8 +30,6 @@ use crate::{
 
 /// Walks at once. Each holds a connection to the API server while it writes.
 const WALKS: usize = 32;
-/// How often ended tasks are looked for.
-const REAP: Duration = Duration::from_secs(1);
 /// A claim whose keepers are stopping is looked at again after this long, woken or not.
 const STOPPING_AGAIN: Duration = Duration::from_secs(1);
 /// How long a new leader waits for the Namespaces, which only claims with unusual keys need.
@@ -83,7 +81,7 @@ impl<C: Consul> Leader<C> {
         desk.add_all(self.caches.claims.names(None), self.clock.now());
         let mut walks = FuturesUnordered::new();
         let mut telling = std::pin::pin!(telling);
-        let mut reap = self.clock.now() + REAP;
+        let mut panicked = std::pin::pin!(self.keepers.panicked());
         loop {
             let now = self.clock.now();
             while walks.len() < WALKS
@@ -117,12 +115,7 @@ impl<C: Consul> Leader<C> {
                     },
                 },
                 () = &mut telling => {}
-                () = self.clock.sleep_until(reap) => {
-                    reap = self.clock.now() + REAP;
-                    if self.keepers.reap() {
-                        return LeadError::KeeperPanicked;
-                    }
-                }
+                () = &mut panicked => return LeadError::KeeperPanicked,
                 () = async {
                     match due {
                         Some(due) => self.clock.sleep_until(due).await,
@@ -184,9 +177,7 @@ impl<C: Consul> Leader<C> {
             }
             _ => {
                 self.metrics.claim_gone(&name.namespace, &name.name);
-                Ok(Next {
-                    at: stopping(&observed, &plan),
-                })
+                Ok(Next { at: stopping(&observed, &plan) })
             }
         }
     }
@@ -204,9 +195,7 @@ impl<C: Consul> Leader<C> {
         let deleting = claim.metadata.deletion_timestamp.is_some();
         if planned.has_just_asked_to_stop() {
             // The keepers tell in a moment what came of it.
-            return Ok(Next {
-                at: Some(now + STOPPING_AGAIN),
-            });
+            return Ok(Next { at: Some(now + STOPPING_AGAIN) });
         }
         if deleting && applied.view.is_none() {
             return Ok(Next { at: None }); // Others hold the object back; our part is done.
@@ -235,11 +224,8 @@ impl<C: Consul> Leader<C> {
         self.patch_if_changed(seen, applied, &next).await?; // I/O
         let token = report.facts.view.and_then(|view| view.token(now));
         let token = token.map(crate::names::FencingToken::get);
-        self.metrics
-            .claim_stands(&name.namespace, &name.name, token);
-        Ok(Next {
-            at: valid_until(applied).into_iter().chain(again).min(),
-        })
+        self.metrics.claim_stands(&name.namespace, &name.name, token);
+        Ok(Next { at: valid_until(applied).into_iter().chain(again).min() })
     }
 
     async fn patch_if_changed(
@@ -284,10 +270,7 @@ fn valid_until(applied: &Applied) -> Option<Instant> {
 /// When to look again at a name whose former keepers are stopping.
 fn stopping(observed: &Observed, plan: &Plan) -> Option<Instant> {
     use super::plan::FormerStep;
-    let stopping = plan
-        .former
-        .iter()
-        .any(|(_, step)| *step != FormerStep::Forget);
+    let stopping = plan.former.iter().any(|(_, step)| *step != FormerStep::Forget);
     stopping.then(|| observed.now + STOPPING_AGAIN)
 }
 

@@ -46,11 +46,7 @@ impl Ledger {
             superseded: Vec::new(),
         });
         let since = entry.since;
-        books
-            .by_name
-            .entry(name.clone())
-            .or_default()
-            .insert(id.clone());
+        books.by_name.entry(name.clone()).or_default().insert(id.clone());
         since
     }
 

@@ -11,10 +11,8 @@ pub(super) fn difference(from: &Value, to: &Value) -> Option<Value> {
     let (Value::Object(from), Value::Object(to)) = (from, to) else {
         return Some(to.clone());
     };
-    let removed = from
-        .keys()
-        .filter(|name| !to.contains_key(*name))
-        .map(|name| (name.clone(), Value::Null));
+    let removed =
+        from.keys().filter(|name| !to.contains_key(*name)).map(|name| (name.clone(), Value::Null));
     let changed = to.iter().filter_map(|(name, value)| {
         let change = match from.get(name) {
             Some(before) => difference(before, value)?,

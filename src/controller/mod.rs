@@ -168,15 +168,7 @@ impl<C: Consul> Controller<C> {
         });
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
-        Controller {
-            config,
-            client,
-            clock,
-            metrics,
-            may_act,
-            make_keepers,
-            caches,
-        }
+        Controller { config, client, clock, metrics, may_act, make_keepers, caches }
     }
 
     /// Whether the claims have been listed. Namespaces may be missing: claims with keys of their
@@ -196,9 +188,7 @@ impl<C: Consul> Controller<C> {
         let claims = match &self.config.namespaces {
             None => futures::future::select_all(vec![Box::pin(self.watch_claims(None))]),
             Some(names) => futures::future::select_all(
-                names
-                    .iter()
-                    .map(|name| Box::pin(self.watch_claims(Some(name)))),
+                names.iter().map(|name| Box::pin(self.watch_claims(Some(name)))),
             ),
         };
         tokio::select! {
@@ -224,11 +214,8 @@ impl<C: Consul> Controller<C> {
     /// releases nothing.
     pub async fn lead(&self) -> LeadError {
         let (wake, woken) = mpsc::unbounded_channel();
-        let writer = Writer::new(
-            self.client.clone(),
-            self.clock.clone(),
-            Arc::clone(&self.may_act),
-        );
+        let writer =
+            Writer::new(self.client.clone(), self.clock.clone(), Arc::clone(&self.may_act));
         let writer = Arc::new(writer);
         let instance = self.config.instance.clone();
         let (publisher, telling) = Publisher::new(Arc::clone(&writer), instance);

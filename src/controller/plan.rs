@@ -94,12 +94,7 @@ pub(super) struct Judged {
 impl Judged {
     /// A judgement by itself, for tests of what is said about it.
     pub(super) fn sample(judgement: Judgement, settings: Option<api::Settings>) -> Judged {
-        Judged {
-            judgement,
-            settings,
-            prefix: None,
-            malformed: Vec::new(),
-        }
+        Judged { judgement, settings, prefix: None, malformed: Vec::new() }
     }
 }
 
@@ -148,11 +143,7 @@ fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
         KeepersStep::Set(..) | KeepersStep::Restart(..) | KeepersStep::GiveUp(..)
     );
     ClaimPlan {
-        finalizer: if holds_something && !ours {
-            FinalizerStep::Add
-        } else {
-            FinalizerStep::Keep
-        },
+        finalizer: if holds_something && !ours { FinalizerStep::Add } else { FinalizerStep::Keep },
         keepers,
         judged,
     }
@@ -168,9 +159,7 @@ fn part(seen: &Seen, config: &Config) -> ClaimPlan {
         || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
     ClaimPlan {
         finalizer: if ours && released {
-            FinalizerStep::Remove {
-                unclean: seen.stop == Some(StopState::Abandoned),
-            }
+            FinalizerStep::Remove { unclean: seen.stop == Some(StopState::Abandoned) }
         } else {
             FinalizerStep::Keep
         },
@@ -194,9 +183,7 @@ fn stop(seen: &Seen, config: &Config) -> KeepersStep {
 /// What the spec, the tenancy and the past make of the claim.
 fn judge(claim: &ConsulLock, namespace: &NamespaceSeen, config: &Config) -> Judged {
     let mut judged = Judged {
-        judgement: Judgement::Invalid {
-            problem: String::new(),
-        },
+        judgement: Judgement::Invalid { problem: String::new() },
         settings: None,
         prefix: None,
         malformed: Vec::new(),
@@ -236,9 +223,7 @@ fn meaning(claim: &ConsulLock, config: &Config) -> Result<(api::Settings, Key), 
         Some(key) => key.clone(),
         None => {
             let namespace = claim.namespace().unwrap_or_default();
-            config
-                .key_prefix
-                .default_key(&namespace, &claim.name_any())?
+            config.key_prefix.default_key(&namespace, &claim.name_any())?
         }
     };
     Ok((settings, key))
@@ -306,20 +291,12 @@ fn wanted(claim: &ConsulLock, judged: &Judged, config: &Config) -> Option<Wanted
 }
 
 fn payload(claim: &ConsulLock, value: &str, config: &Config) -> Payload {
-    Payload {
-        holder: identity(claim),
-        cluster: config.cluster.clone(),
-        value: value.to_owned(),
-    }
+    Payload { holder: identity(claim), cluster: config.cluster.clone(), value: value.to_owned() }
 }
 
 /// How the claim is called towards others.
 pub(super) fn identity(claim: &ConsulLock) -> String {
-    format!(
-        "{}/{}",
-        claim.namespace().unwrap_or_default(),
-        claim.name_any()
-    )
+    format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any())
 }
 
 /// A session that is named, and bound to a node, as this claim's are; with default settings.
@@ -374,9 +351,7 @@ fn left_behind(claim: &ConsulLock, config: &Config) -> Option<(Wanted, Recorded)
         prefix: folder(&key)?,
         key,
         session: SessionSettings {
-            ttl: ttl
-                .and_then(|ttl: &GoDuration| ttl.parse().ok())
-                .unwrap_or(session.ttl),
+            ttl: ttl.and_then(|ttl: &GoDuration| ttl.parse().ok()).unwrap_or(session.ttl),
             ..session
         },
         acquire: AcquireSettings::default(),
@@ -407,11 +382,7 @@ mod tests {
     }
 
     fn planned(seen: Seen) -> ClaimPlan {
-        let observed = Observed {
-            claim: Some(seen),
-            former: Vec::new(),
-            now: at(2),
-        };
+        let observed = Observed { claim: Some(seen), former: Vec::new(), now: at(2) };
         plan(&observed, &config()).claim.unwrap()
     }
 
@@ -467,14 +438,8 @@ mod tests {
         for (field, value) in [
             ("phase", json!("Unknown")),
             ("fencingToken", json!("many")),
-            (
-                "holder",
-                json!({"identity": "shop/billing", "cluster": "east"}),
-            ),
-            (
-                "holder",
-                json!({"identity": "shop/billing", "cluster": "west", "stranger": true}),
-            ),
+            ("holder", json!({"identity": "shop/billing", "cluster": "east"})),
+            ("holder", json!({"identity": "shop/billing", "cluster": "west", "stranger": true})),
         ] {
             let mut status = held_status();
             status[field] = value;
@@ -488,10 +453,7 @@ mod tests {
         let object = claim("{key: shared/billing}");
         let plan = planned(seen(object.clone()));
         assert_eq!(plan.keepers, KeepersStep::Leave);
-        assert!(matches!(
-            plan.judged.judgement,
-            Judgement::NotAllowed { .. }
-        ));
+        assert!(matches!(plan.judged.judgement, Judgement::NotAllowed { .. }));
         for (stop, step) in [
             (StopState::Running, KeepersStep::Stop),
             (StopState::Stopping, KeepersStep::Leave),
@@ -506,10 +468,7 @@ mod tests {
         let KeepersStep::GiveUp(wanted, recorded) = left.keepers else {
             panic!("{left:?}");
         };
-        assert_eq!(
-            (wanted.key.as_str(), &*wanted.prefix),
-            ("shared/billing", "shared/")
-        );
+        assert_eq!((wanted.key.as_str(), &*wanted.prefix), ("shared/billing", "shared/"));
         assert_eq!(recorded.session.as_str(), "s-1");
     }
 
@@ -522,10 +481,7 @@ mod tests {
 
     #[test]
     fn an_unseen_namespace_neither_starts_nor_stops_anything() {
-        let unseen = |object| Seen {
-            namespace: NamespaceSeen::Unknown,
-            ..seen(object)
-        };
+        let unseen = |object| Seen { namespace: NamespaceSeen::Unknown, ..seen(object) };
         let fresh = planned(unseen(claim("{key: shared/billing}")));
         assert_eq!(fresh.keepers, KeepersStep::Leave);
         assert_eq!(fresh.finalizer, FinalizerStep::Keep);
@@ -536,10 +492,7 @@ mod tests {
         let held = unseen(claim_with_status("{key: shared/billing}", status));
         let (wanted, recorded) = set(planned(held));
         assert_eq!(&*wanted.prefix, "shared/");
-        assert!(
-            recorded.unwrap().tenure.is_some(),
-            "an earlier controller saw it"
-        );
+        assert!(recorded.unwrap().tenure.is_some(), "an earlier controller saw it");
     }
 
     #[test]
@@ -599,11 +552,7 @@ mod tests {
                 let mut seen = seen(object.clone());
                 seen.stop = stop;
                 let plan = planned(seen);
-                assert_eq!(
-                    (plan.keepers, plan.finalizer),
-                    (keepers, finalizer),
-                    "{stop:?}"
-                );
+                assert_eq!((plan.keepers, plan.finalizer), (keepers, finalizer), "{stop:?}");
             }
         }
     }
@@ -616,11 +565,7 @@ mod tests {
         let KeepersStep::GiveUp(wanted, recorded) = plan.keepers else {
             panic!("{plan:?}");
         };
-        assert_eq!(
-            wanted.session.ttl,
-            Duration::from_secs(20),
-            "from the status"
-        );
+        assert_eq!(wanted.session.ttl, Duration::from_secs(20), "from the status");
         assert!(wanted.paused && recorded.tenure.is_some());
     }
 

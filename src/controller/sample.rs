@@ -88,11 +88,7 @@ pub(super) fn contending(lock: LockView, key: KeySeen) -> KeeperView {
     view.session.health = SessionHealth::Healthy;
     view.session.id = Some(SessionId::new("s-1"));
     view.session.valid_until = Some(at(100));
-    KeeperView {
-        lock,
-        key: Some(key),
-        ..view
-    }
+    KeeperView { lock, key: Some(key), ..view }
 }
 
 pub(super) fn holding(token: u64) -> KeeperView {
@@ -111,11 +107,7 @@ pub(super) fn stranger() -> KeySeen {
 }
 
 pub(super) fn trouble(class: Class) -> Trouble {
-    Trouble {
-        operation: Operation::RenewSession,
-        class,
-        message: "connection refused".to_owned(),
-    }
+    Trouble { operation: Operation::RenewSession, class, message: "connection refused".to_owned() }
 }
 
 pub(super) fn ended(token: u64, reason: EndReason) -> EndedTenure {

@@ -244,17 +244,13 @@ fn conditions(report: &Report<'_>, verdict: &Verdict, previous: &[Condition]) ->
         session_healthy(&report.facts, verdict),
         key_conflict(&report.facts, verdict),
     ];
-    statements
-        .into_iter()
-        .map(|statement| condition(statement, report, previous))
-        .collect()
+    statements.into_iter().map(|statement| condition(statement, report, previous)).collect()
 }
 
 fn condition(statement: Statement, report: &Report<'_>, previous: &[Condition]) -> Condition {
     let status = statement.truth.as_str();
-    let unchanged = previous
-        .iter()
-        .find(|before| before.type_ == statement.name && before.status == status);
+    let unchanged =
+        previous.iter().find(|before| before.type_ == statement.name && before.status == status);
     Condition {
         type_: statement.name.to_owned(),
         status: status.to_owned(),
@@ -291,17 +287,13 @@ fn held(verdict: &Verdict) -> Statement {
 
 fn consul_reachable(facts: &Facts<'_>) -> Statement {
     let (truth, reason, message) = match facts.view {
-        None => (
-            Truth::Unknown,
-            "NotAsked",
-            "nothing is asked of Consul for this claim".to_owned(),
-        ),
+        None => {
+            (Truth::Unknown, "NotAsked", "nothing is asked of Consul for this claim".to_owned())
+        }
         Some(view) => match unreachable(view) {
-            Some(trouble) => (
-                Truth::False,
-                Reason::ConsulUnavailable.as_str(),
-                unavailable_words(trouble),
-            ),
+            Some(trouble) => {
+                (Truth::False, Reason::ConsulUnavailable.as_str(), unavailable_words(trouble))
+            }
             None if view.lock == LockView::Starting && view.trouble.is_none() => (
                 Truth::Unknown,
                 Reason::Starting.as_str(),
@@ -310,12 +302,7 @@ fn consul_reachable(facts: &Facts<'_>) -> Statement {
             None => (Truth::True, "Answering", "Consul answers".to_owned()),
         },
     };
-    Statement {
-        name: "ConsulReachable",
-        truth,
-        reason,
-        message,
-    }
+    Statement { name: "ConsulReachable", truth, reason, message }
 }
 
 fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
@@ -327,55 +314,31 @@ fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
             "Jeopardy",
             "renewals fail; the session may still be relied on, but not for long",
         ),
-        Some(SessionHealth::Lost) => (
-            Truth::False,
-            "Lost",
-            "Consul ended the session, or it could not be renewed in time",
-        ),
+        Some(SessionHealth::Lost) => {
+            (Truth::False, "Lost", "Consul ended the session, or it could not be renewed in time")
+        }
         Some(SessionHealth::Absent) | None => match verdict.phase {
-            Phase::Pending | Phase::Unknown => (
-                Truth::Unknown,
-                verdict.reason.as_str(),
-                "there is no session yet",
-            ),
+            Phase::Pending | Phase::Unknown => {
+                (Truth::Unknown, verdict.reason.as_str(), "there is no session yet")
+            }
             _ => (Truth::False, "NoSession", "the claim has no session"),
         },
     };
-    Statement {
-        name: "SessionHealthy",
-        truth,
-        reason,
-        message: message.to_owned(),
-    }
+    Statement { name: "SessionHealthy", truth, reason, message: message.to_owned() }
 }
 
 fn key_conflict(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
     let out_of_touch = facts.view.is_none_or(|view| unreachable(view).is_some());
     let seen = facts.view.and_then(|view| view.key.as_ref());
     let (truth, reason, message) = match seen {
-        Some(_) | None if out_of_touch => (
-            Truth::Unknown,
-            verdict.reason.as_str(),
-            "the key cannot be read".to_owned(),
-        ),
+        Some(_) | None if out_of_touch => {
+            (Truth::Unknown, verdict.reason.as_str(), "the key cannot be read".to_owned())
+        }
         Some(KeySeen::Conflict { flags }) => (Truth::True, "FlagsDiffer", conflict_words(*flags)),
-        Some(_) => (
-            Truth::False,
-            "NoConflict",
-            "the key holds a lock or nothing".to_owned(),
-        ),
-        None => (
-            Truth::Unknown,
-            verdict.reason.as_str(),
-            "the key was not read yet".to_owned(),
-        ),
+        Some(_) => (Truth::False, "NoConflict", "the key holds a lock or nothing".to_owned()),
+        None => (Truth::Unknown, verdict.reason.as_str(), "the key was not read yet".to_owned()),
     };
-    Statement {
-        name: "KeyConflict",
-        truth,
-        reason,
-        message,
-    }
+    Statement { name: "KeyConflict", truth, reason, message }
 }
 
 #[cfg(test)]
@@ -432,11 +395,7 @@ mod tests {
     }
 
     fn without_session(lock: LockView) -> KeeperView {
-        KeeperView {
-            lock,
-            key: Some(KeySeen::Free),
-            ..starting()
-        }
+        KeeperView { lock, key: Some(KeySeen::Free), ..starting() }
     }
 
     fn troubled(view: KeeperView, health: SessionHealth, class: Class) -> KeeperView {
@@ -460,57 +419,28 @@ mod tests {
             key: Key::new("shared/x").unwrap(),
             message: "keys here begin with consul-lock/shop/".to_owned(),
         };
-        let undecided = Judgement::Undecided {
-            key: Key::new("shared/x").unwrap(),
-        };
-        let invalid = Judgement::Invalid {
-            problem: "spec.key: no".to_owned(),
-        };
+        let undecided = Judgement::Undecided { key: Key::new("shared/x").unwrap() };
+        let invalid = Judgement::Invalid { problem: "spec.key: no".to_owned() };
         let earlier = Judgement::GaveUp {
             key: Key::new("consul-lock/shop/billing").unwrap(),
             reason: Reason::AcquireTimeout,
             message: "as before".to_owned(),
         };
-        let Held { token, since } = holding(41).lock else {
-            unreachable!()
-        };
+        let Held { token, since } = holding(41).lock else { unreachable!() };
         let held = Held { token, since };
-        let (healthy, jeopardy, lost) = (
-            SessionHealth::Healthy,
-            SessionHealth::Jeopardy,
-            SessionHealth::Lost,
-        );
+        let (healthy, jeopardy, lost) =
+            (SessionHealth::Healthy, SessionHealth::Jeopardy, SessionHealth::Lost);
         let (away, unclear) = (Class::Transient, Class::UnknownOutcome);
         let timeout = FailReason::AcquireTimeout;
         let once = FailReason::Contended;
         let delay = LockDelay { until: None };
-        let paused = Releasing {
-            reason: EndReason::Paused,
-        };
+        let paused = Releasing { reason: EndReason::Paused };
         let waiting = || contending(Waiting, stranger());
         let table: Vec<(Judgement, Option<KeeperView>, Phase, &str, &str)> = vec![
             (invalid, None, Phase::Failed, "F F U F U", "InvalidSpec"),
-            (
-                not_allowed,
-                None,
-                Phase::Failed,
-                "F F U F U",
-                "KeyNotAllowed",
-            ),
-            (
-                undecided,
-                None,
-                Phase::Pending,
-                "U U U U U",
-                "NamespaceUnknown",
-            ),
-            (
-                allowed(),
-                Some(starting()),
-                Phase::Pending,
-                "U U U U U",
-                "Starting",
-            ),
+            (not_allowed, None, Phase::Failed, "F F U F U", "KeyNotAllowed"),
+            (undecided, None, Phase::Pending, "U U U U U", "NamespaceUnknown"),
+            (allowed(), Some(starting()), Phase::Pending, "U U U U U", "Starting"),
             (
                 allowed(),
                 Some(troubled(starting(), SessionHealth::Absent, away)),
@@ -532,13 +462,7 @@ mod tests {
                 "F U T U U",
                 "ConsulRefused",
             ),
-            (
-                allowed(),
-                Some(waiting()),
-                Phase::Waiting,
-                "T F T T F",
-                "HeldElsewhere",
-            ),
+            (allowed(), Some(waiting()), Phase::Waiting, "T F T T F", "HeldElsewhere"),
             (
                 allowed(),
                 Some(contending(Waiting, KeySeen::Free)),
@@ -560,13 +484,7 @@ mod tests {
                 "T F T T F",
                 "LockDelay",
             ),
-            (
-                allowed(),
-                Some(holding(41)),
-                Phase::Held,
-                "T T T T F",
-                "Held",
-            ),
+            (allowed(), Some(holding(41)), Phase::Held, "T T T T F", "Held"),
             (
                 allowed(),
                 Some(troubled(holding(41), jeopardy, away)),
@@ -609,13 +527,7 @@ mod tests {
                 "T F T T F",
                 "Releasing",
             ),
-            (
-                allowed(),
-                Some(without_session(Standby)),
-                Phase::Paused,
-                "T F T F F",
-                "Paused",
-            ),
+            (allowed(), Some(without_session(Standby)), Phase::Paused, "T F T F F", "Paused"),
             (
                 allowed(),
                 Some(without_session(Failed { reason: timeout })),
@@ -630,13 +542,7 @@ mod tests {
                 "F F T F F",
                 "Contended",
             ),
-            (
-                earlier,
-                Some(without_session(Standby)),
-                Phase::Failed,
-                "F F T F F",
-                "AcquireTimeout",
-            ),
+            (earlier, Some(without_session(Standby)), Phase::Failed, "F F T F F", "AcquireTimeout"),
             (
                 allowed(),
                 Some(contending(Starting, KeySeen::Free)),
@@ -646,10 +552,7 @@ mod tests {
             ),
             (
                 allowed(),
-                Some(KeeperView {
-                    lock: held,
-                    ..without_session(Standby)
-                }),
+                Some(KeeperView { lock: held, ..without_session(Standby) }),
                 Phase::Unknown,
                 "U U T U F",
                 "Expired",
@@ -657,13 +560,7 @@ mod tests {
         ];
         for (judgement, view, phase, truths, reason) in table {
             let status = status_of(&claim("{}"), judgement, view.as_ref());
-            let names = [
-                "Ready",
-                "Held",
-                "ConsulReachable",
-                "SessionHealthy",
-                "KeyConflict",
-            ];
+            let names = ["Ready", "Held", "ConsulReachable", "SessionHealthy", "KeyConflict"];
             let found: Vec<String> = names.iter().map(|n| said(&status, n).0).collect();
             let found: Vec<&str> = found.iter().map(|truth| &truth[..1]).collect();
             let found = (status.phase, found.join(" "), said(&status, "Ready").1);
@@ -685,10 +582,7 @@ mod tests {
         assert_eq!(status.key.as_deref(), Some("consul-lock/shop/billing"));
         assert_eq!(status.observed_generation, Some(3));
         let holder = status.holder.unwrap();
-        assert_eq!(
-            (holder.identity.as_str(), holder.stranger),
-            ("shop/billing", false)
-        );
+        assert_eq!((holder.identity.as_str(), holder.stranger), ("shop/billing", false));
         assert_eq!(holder.cluster.as_deref(), Some("west"));
         let session = status.session.unwrap();
         assert_eq!(session.id.as_deref(), Some("s-1"));
@@ -747,39 +641,21 @@ mod tests {
         assert_eq!(next.history[0].token, "49");
         assert_eq!(next.history[0].to, Time(wall(2)));
         claim.status = Some(next);
-        view.ended = Arc::new(
-            (41..=60)
-                .map(|token| ended(token, EndReason::MaxHold))
-                .collect(),
-        );
+        view.ended = Arc::new((41..=60).map(|token| ended(token, EndReason::MaxHold)).collect());
         view.lock = LockView::Waiting;
         let next = status_of(&claim, allowed(), Some(&view));
         assert_eq!(next.transitions, 11 + 10);
         assert_eq!(next.history.len(), 10);
-        assert_eq!(
-            (
-                next.history[0].token.as_str(),
-                next.history[9].token.as_str()
-            ),
-            ("60", "51")
-        );
+        assert_eq!((next.history[0].token.as_str(), next.history[9].token.as_str()), ("60", "51"));
         claim.status = Some(next);
-        assert_eq!(
-            status_of(&claim, allowed(), Some(&view)).transitions,
-            21,
-            "old ones fell out"
-        );
+        assert_eq!(status_of(&claim, allowed(), Some(&view)).transitions, 21, "old ones fell out");
     }
 
     #[test]
     fn a_first_status_waits_for_something_to_say() {
         let judgement = allowed();
-        let facts = |view| Facts {
-            judgement: &judgement,
-            deleting: false,
-            view: Some(view),
-            now: at(10),
-        };
+        let facts =
+            |view| Facts { judgement: &judgement, deleting: false, view: Some(view), now: at(10) };
         let (fresh, held) = (starting(), holding(41));
         let away = troubled(starting(), SessionHealth::Absent, Class::Transient);
         let status: ConsulLockStatus = serde_json::from_value(held_status()).unwrap();
@@ -787,15 +663,9 @@ mod tests {
         assert_eq!(not_before(&facts(&fresh), None, at(10), None), Some(at(11)));
         assert_eq!(not_before(&facts(&away), None, at(10), None), None);
         assert_eq!(not_before(&facts(&held), None, at(10), None), None);
-        assert_eq!(
-            not_before(&facts(&fresh), known, at(10), None),
-            Some(at(15))
-        );
+        assert_eq!(not_before(&facts(&fresh), known, at(10), None), Some(at(15)));
         assert_eq!(not_before(&facts(&away), known, at(10), None), Some(at(15)));
         assert_eq!(not_before(&facts(&held), known, at(10), None), None);
-        assert_eq!(
-            not_before(&facts(&held), known, at(10), Some(at(10))),
-            Some(at(11))
-        );
+        assert_eq!(not_before(&facts(&held), known, at(10), Some(at(10))), Some(at(11)));
     }
 }

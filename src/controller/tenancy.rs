@@ -15,8 +15,14 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPrefix(Key);
 
+impl From<Key> for KeyPrefix {
+    fn from(stem: Key) -> KeyPrefix {
+        KeyPrefix(stem)
+    }
+}
+
 impl KeyPrefix {
-    /// A prefix without its final slash.
+    /// A prefix, with its final slash or without.
     ///
     /// # Errors
     /// [`KeyError`] if no key can begin with it.
@@ -74,17 +80,13 @@ pub(super) fn judge(
         let prefix = key_prefix.shared();
         return (Tenancy::Allowed { prefix }, malformed);
     }
-    let covering = listed
-        .iter()
-        .find(|prefix| key.as_str().starts_with(**prefix));
+    let covering = listed.iter().find(|prefix| key.as_str().starts_with(**prefix));
     let tenancy = match (covering, seen) {
-        (Some(prefix), _) => Tenancy::Allowed {
-            prefix: (*prefix).into(),
-        },
+        (Some(prefix), _) => Tenancy::Allowed { prefix: (*prefix).into() },
         (None, NamespaceSeen::Unknown) => Tenancy::Unknown,
-        (None, NamespaceSeen::Annotated(_)) => Tenancy::Refused {
-            message: refusal(key, &own, &listed),
-        },
+        (None, NamespaceSeen::Annotated(_)) => {
+            Tenancy::Refused { message: refusal(key, &own, &listed) }
+        }
     };
     (tenancy, malformed)
 }
@@ -131,18 +133,12 @@ mod tests {
     }
 
     fn allowed(prefix: &str) -> Tenancy {
-        Tenancy::Allowed {
-            prefix: prefix.into(),
-        }
+        Tenancy::Allowed { prefix: prefix.into() }
     }
 
     #[test]
     fn own_keys_are_allowed_whatever_is_known_of_the_namespace() {
-        for seen in [
-            NamespaceSeen::Unknown,
-            NamespaceSeen::Annotated(None),
-            annotated("shared/"),
-        ] {
+        for seen in [NamespaceSeen::Unknown, NamespaceSeen::Annotated(None), annotated("shared/")] {
             let (tenancy, _) = judged("consul-lock/shop/billing", &seen);
             assert_eq!(tenancy, allowed("consul-lock/"));
         }
@@ -165,19 +161,13 @@ mod tests {
             let Tenancy::Refused { message } = tenancy else {
                 panic!("{key}: {tenancy:?}");
             };
-            assert!(
-                message.contains("consul-lock/shop/ or jobs/ or shared/shop/"),
-                "{message}"
-            );
+            assert!(message.contains("consul-lock/shop/ or jobs/ or shared/shop/"), "{message}");
         }
     }
 
     #[test]
     fn an_unseen_namespace_refuses_nothing_and_allows_nothing() {
-        assert_eq!(
-            judged("jobs/x", &NamespaceSeen::Unknown).0,
-            Tenancy::Unknown
-        );
+        assert_eq!(judged("jobs/x", &NamespaceSeen::Unknown).0, Tenancy::Unknown);
         let none = NamespaceSeen::Annotated(None);
         assert!(matches!(judged("jobs/x", &none).0, Tenancy::Refused { .. }));
     }
@@ -196,10 +186,7 @@ mod tests {
         let key = key_prefix.default_key("shop", "billing").unwrap();
         assert_eq!(key.as_str(), "team/locks/shop/billing");
         let seen = NamespaceSeen::Unknown;
-        assert_eq!(
-            judge(&key, "shop", &key_prefix, &seen).0,
-            allowed("team/locks/")
-        );
+        assert_eq!(judge(&key, "shop", &key_prefix, &seen).0, allowed("team/locks/"));
         assert!(KeyPrefix::new("/a").is_err());
     }
 }

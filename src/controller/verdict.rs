@@ -35,11 +35,7 @@ pub(super) enum Judgement {
     /// Whether the key is allowed depends on a Namespace that we cannot see.
     Undecided { key: Key },
     /// The claim gave up contending, under this very spec.
-    GaveUp {
-        key: Key,
-        reason: Reason,
-        message: String,
-    },
+    GaveUp { key: Key, reason: Reason, message: String },
     /// It may contend.
     Allowed { key: Key },
 }
@@ -141,12 +137,7 @@ pub(super) struct Verdict {
 
 impl Verdict {
     fn new(phase: Phase, ready: Truth, reason: Reason, message: impl Into<String>) -> Verdict {
-        Verdict {
-            phase,
-            ready,
-            reason,
-            message: message.into(),
-        }
+        Verdict { phase, ready, reason, message: message.into() }
     }
 }
 
@@ -175,10 +166,7 @@ const RULES: &[Rule] = &[
 
 /// The first rule that answers.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
-    RULES
-        .iter()
-        .find_map(|rule| rule(facts))
-        .unwrap_or_else(contending)
+    RULES.iter().find_map(|rule| rule(facts)).unwrap_or_else(contending)
 }
 
 fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
@@ -193,47 +181,27 @@ fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
         return None;
     };
     let message = format!("the key is being released: {}", end_words(*reason));
-    Some(Verdict::new(
-        Phase::Releasing,
-        Truth::True,
-        Reason::Releasing,
-        message,
-    ))
+    Some(Verdict::new(Phase::Releasing, Truth::True, Reason::Releasing, message))
 }
 
 fn invalid_spec(facts: &Facts<'_>) -> Option<Verdict> {
     let Judgement::Invalid { problem } = facts.judgement else {
         return None;
     };
-    Some(Verdict::new(
-        Phase::Failed,
-        Truth::False,
-        Reason::InvalidSpec,
-        problem,
-    ))
+    Some(Verdict::new(Phase::Failed, Truth::False, Reason::InvalidSpec, problem))
 }
 
 fn key_not_allowed(facts: &Facts<'_>) -> Option<Verdict> {
     let Judgement::NotAllowed { message, .. } = facts.judgement else {
         return None;
     };
-    Some(Verdict::new(
-        Phase::Failed,
-        Truth::False,
-        Reason::KeyNotAllowed,
-        message,
-    ))
+    Some(Verdict::new(Phase::Failed, Truth::False, Reason::KeyNotAllowed, message))
 }
 
 fn held(facts: &Facts<'_>) -> Option<Verdict> {
     let token = facts.view?.token(facts.now)?;
     let message = format!("holds the key with fencing token {token}");
-    Some(Verdict::new(
-        Phase::Held,
-        Truth::True,
-        Reason::Held,
-        message,
-    ))
+    Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
 }
 
 fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
@@ -248,10 +216,7 @@ fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
 }
 
 fn gave_up_earlier(facts: &Facts<'_>) -> Option<Verdict> {
-    let Judgement::GaveUp {
-        reason, message, ..
-    } = facts.judgement
-    else {
+    let Judgement::GaveUp { reason, message, .. } = facts.judgement else {
         return None;
     };
     Some(Verdict::new(Phase::Failed, Truth::False, *reason, message))
@@ -281,12 +246,7 @@ fn expired(facts: &Facts<'_>) -> Option<Verdict> {
         return None;
     };
     let message = "the session could not be renewed in time; the key may be somebody else's now";
-    Some(Verdict::new(
-        Phase::Unknown,
-        Truth::Unknown,
-        Reason::Expired,
-        message,
-    ))
+    Some(Verdict::new(Phase::Unknown, Truth::Unknown, Reason::Expired, message))
 }
 
 fn paused(facts: &Facts<'_>) -> Option<Verdict> {
@@ -301,36 +261,21 @@ fn key_conflict(facts: &Facts<'_>) -> Option<Verdict> {
         return None;
     };
     let message = conflict_words(*flags);
-    Some(Verdict::new(
-        Phase::Waiting,
-        Truth::False,
-        Reason::KeyConflict,
-        message,
-    ))
+    Some(Verdict::new(Phase::Waiting, Truth::False, Reason::KeyConflict, message))
 }
 
 fn consul_denied(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Denied])?;
     let phase = contending_phase(facts.view?);
     let message = format!("Consul's ACLs forbid it: {}", trouble_words(trouble));
-    Some(Verdict::new(
-        phase,
-        Truth::False,
-        Reason::ConsulDenied,
-        message,
-    ))
+    Some(Verdict::new(phase, Truth::False, Reason::ConsulDenied, message))
 }
 
 fn consul_refused(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Invalid])?;
     let phase = contending_phase(facts.view?);
     let message = format!("Consul refuses it: {}", trouble_words(trouble));
-    Some(Verdict::new(
-        phase,
-        Truth::False,
-        Reason::ConsulRefused,
-        message,
-    ))
+    Some(Verdict::new(phase, Truth::False, Reason::ConsulRefused, message))
 }
 
 /// Consul does not answer, and there is no session left that could be relied on: whatever was
@@ -346,12 +291,7 @@ fn out_of_touch(facts: &Facts<'_>) -> Option<Verdict> {
         _ => Phase::Unknown,
     };
     let message = unavailable_words(trouble);
-    Some(Verdict::new(
-        phase,
-        Truth::Unknown,
-        Reason::ConsulUnavailable,
-        message,
-    ))
+    Some(Verdict::new(phase, Truth::Unknown, Reason::ConsulUnavailable, message))
 }
 
 /// Consul does not answer, but our session may still be relied on.
@@ -360,18 +300,11 @@ fn doubtful(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = unreachable(view)?;
     let message = unavailable_words(trouble);
     let phase = contending_phase(view);
-    Some(Verdict::new(
-        phase,
-        Truth::Unknown,
-        Reason::ConsulUnavailable,
-        message,
-    ))
+    Some(Verdict::new(phase, Truth::Unknown, Reason::ConsulUnavailable, message))
 }
 
 fn starting(facts: &Facts<'_>) -> Option<Verdict> {
-    let started = facts
-        .view
-        .is_some_and(|view| view.lock != LockView::Starting);
+    let started = facts.view.is_some_and(|view| view.lock != LockView::Starting);
     (!started).then(|| {
         let message = "Consul has not said yet how the key stands";
         Verdict::new(Phase::Pending, Truth::Unknown, Reason::Starting, message)
@@ -393,12 +326,7 @@ fn held_elsewhere(facts: &Facts<'_>) -> Option<Verdict> {
     let holder = holder::of(seen);
     let kind = if holder.stranger { "the stranger " } else { "" };
     let message = format!("waits for {kind}{} to release the key", holder.identity);
-    Some(Verdict::new(
-        Phase::Waiting,
-        Truth::True,
-        Reason::HeldElsewhere,
-        message,
-    ))
+    Some(Verdict::new(Phase::Waiting, Truth::True, Reason::HeldElsewhere, message))
 }
 
 fn contending() -> Verdict {

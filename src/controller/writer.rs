@@ -105,11 +105,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(client: Client, clock: Clock, may_act: MayAct) -> Writer {
-        Writer {
-            client,
-            clock,
-            may_act,
-        }
+        Writer { client, clock, may_act }
     }
 
     /// Puts our finalizer on the claim; returns the claim as it is then.
@@ -164,9 +160,7 @@ impl Writer {
     pub(super) async fn create_event(&self, event: &Event) -> Result<(), WriteError> {
         let namespace = event.namespace().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        self.attempt(api.create(&PostParams::default(), event))
-            .await
-            .map(drop)
+        self.attempt(api.create(&PostParams::default(), event)).await.map(drop)
     }
 
     async fn attempt<T>(

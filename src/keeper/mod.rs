@@ -4,20 +4,48 @@
 //! and releases one key under it; a *prefix watch* observes all keys under one prefix for every
 //! lock keeper at once. [`Keepers`] joins them, one pair per claim.
 
-use std::{sync::Arc, time::Duration};
+//!
+//! # Guarantees
+//! [`KeeperView::token`] answers with a token only between Consul's confirmation and *valid until*.
+//! Dropping [`Keepers`] ends every task and releases nothing: whoever leads next adopts the
+//! sessions.
+//! # Not guaranteed
+//! That anybody is woken at *valid until* itself rather than a moment later: ask the view.
 
-use jiff::Timestamp;
-
-use crate::{
-    consul::Behavior,
-    names::{FencingToken, Key, NodeName, SessionId, SessionName},
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
-mod registry;
-mod view;
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, watch as channel},
+    task::JoinSet,
+};
 
-pub use registry::{Keepers, StopState};
+use crate::{
+    clock::{Clock, Instant},
+    consul::{Behavior, Consul},
+    names::{FencingToken, Key, NodeName, SessionId, SessionName},
+    telemetry::Metrics,
+};
+
+mod claim;
+mod lock;
+mod retry;
+mod session;
+mod shared;
+#[cfg(test)]
+mod simulation;
+mod view;
+mod watch;
+
+use claim::{ClaimKeeper, Command, Shown};
+pub use shared::Jitter;
+use shared::Shared;
 pub use view::*;
+use watch::{Watches, lock};
 
 /// Whose keepers: the claim's UID, so that a claim recreated under its old name gets new ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,10 +73,7 @@ pub struct Wanted {
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "each is the field of `SessionRequest` of the same name"
-)]
+#[expect(missing_docs, reason = "each is the field of `SessionRequest` of the same name")]
 pub struct SessionSettings {
     pub name: SessionName,
     pub node: NodeName,
@@ -89,4 +114,119 @@ pub struct Recorded {
     pub session: SessionId,
     /// The tenure under it, if one was recorded: its token and beginning.
     pub tenure: Option<(FencingToken, Timestamp)>,
+}
+
+/// How far the keepers of one claim have come with stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopState {
+    /// They were not asked to.
+    Running,
+    /// The key is being released, or the session destroyed.
+    Stopping,
+    /// The key was released, and the session destroyed.
+    Clean,
+    /// Consul did not answer before the session's own expiry, by which it ends the session itself.
+    Abandoned,
+}
+
+/// The keepers of all claims of a process.
+pub struct Keepers<C> {
+    shared: Arc<Shared<C>>,
+    watches: Watches<C>,
+    wake: mpsc::UnboundedSender<ClaimId>,
+    claims: Mutex<BTreeMap<ClaimId, Claim>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// One claim's entry.
+struct Claim {
+    commands: channel::Sender<Command>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+impl<C: Consul> Keepers<C> {
+    /// No keepers yet. `wake` receives the id of every claim whose view changed in more than its
+    /// *valid until*.
+    pub fn new(
+        consul: C,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        jitter: Jitter,
+        wake: mpsc::UnboundedSender<ClaimId>,
+    ) -> Keepers<C> {
+        let shared = Shared::new(consul, clock, metrics, jitter);
+        Keepers {
+            watches: Watches::new(Arc::clone(&shared)),
+            shared,
+            wake,
+            claims: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// Starts the claim's keepers, or tells them what is wanted now. `recorded` counts only when
+    /// they start. Must be called within a tokio runtime.
+    pub fn set(&self, id: &ClaimId, wanted: Wanted, recorded: Option<Recorded>) {
+        let mut claims = lock(&self.claims);
+        let command = Command { wanted, stop: false };
+        if let Some(claim) = claims.get(id) {
+            claim.commands.send_if_modified(|known| {
+                let stopping = known.stop;
+                let changed = *known != command && !stopping;
+                if changed {
+                    *known = command;
+                }
+                changed
+            });
+            return;
+        }
+        let (commands, received) = channel::channel(command);
+        let wake = (self.wake.clone(), id.clone());
+        let keeper = ClaimKeeper::new(
+            &self.shared,
+            &self.watches,
+            received,
+            recorded,
+            // Nobody listens any more when the process stops leading.
+            Box::new(move || drop(wake.0.send(wake.1.clone()))),
+        );
+        claims.insert(id.clone(), Claim { commands, shown: keeper.shown() });
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(keeper.run());
+    }
+
+    /// What the claim's keepers know; `None` if it has none.
+    pub fn view(&self, id: &ClaimId) -> Option<KeeperView> {
+        lock(&self.claims).get(id).map(|claim| lock(&claim.shown).view.clone())
+    }
+
+    /// Asks the claim's keepers to stop cleanly: release, then destroy. Returns at once; wakes tell
+    /// of progress.
+    pub fn stop(&self, id: &ClaimId) {
+        if let Some(claim) = lock(&self.claims).get(id) {
+            claim.commands.send_if_modified(|command| !std::mem::replace(&mut command.stop, true));
+        }
+    }
+
+    /// How far stopping has come; `None` if the claim has no keepers.
+    pub fn stopped(&self, id: &ClaimId) -> Option<StopState> {
+        lock(&self.claims).get(id).map(|claim| lock(&claim.shown).stop)
+    }
+
+    /// Forgets keepers that have stopped.
+    pub fn forget(&self, id: &ClaimId) {
+        lock(&self.claims).remove(id);
+    }
+
+    /// The closest *valid until* of all sessions.
+    pub fn tightest(&self) -> Option<Instant> {
+        let valid_until = |claim: &Claim| lock(&claim.shown).view.session.valid_until;
+        lock(&self.claims).values().filter_map(valid_until).min()
+    }
+
+    /// Returns when a keeper has panicked: this process should not go on.
+    pub async fn panicked(&self) {
+        self.shared.panicked.notified().await;
+    }
 }

@@ -132,11 +132,7 @@ pub struct Trouble {
 
 impl From<ConsulError> for Trouble {
     fn from(error: ConsulError) -> Trouble {
-        Trouble {
-            operation: error.operation,
-            class: error.class,
-            message: error.message,
-        }
+        Trouble { operation: error.operation, class: error.class, message: error.message }
     }
 }
 

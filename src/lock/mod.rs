@@ -1,5 +1,24 @@
 //! The protocol, pure: what a session and a lock do next, given what just happened and what time
-//! it is. No clock, no I/O, no tokio.
+//! it is. No clock, no I/O, no tokio; `keeper` drives it.
+//!
+//! Two machines. [`session::Session`] knows create, renew, *valid until*, lost, destroy.
+//! [`key::Lock`] borrows a session's validity and knows waiting, lock-delay, held, releasing. A
+//! claim joins one of each.
+//!
+//! # Guarantees
+//! A tenure begins only with Consul's own confirmation, and [`key::Lock`] is told of the end of a
+//! session before anything else that happened at the same time. A key that holds something else
+//! than a lock is never written.
+//! # Not guaranteed
+//! That a tenure ends because the machine says so: whoever relies on a token compares *valid
+//! until* with the clock at the moment of use.
+
+pub mod key;
+pub mod session;
+
+/// The flags that mark a key as a lock: those of Consul's own `api.Lock` and `consul lock`, so that
+/// they and we contend for the same keys. <https://pkg.go.dev/github.com/hashicorp/consul/api#LockFlagValue>
+pub const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
 
 /// Why a tenure ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +39,37 @@ pub enum EndReason {
     KeyTaken,
 }
 
+impl EndReason {
+    /// Every reason, for metrics.
+    pub const ALL: [EndReason; 7] = [
+        EndReason::Paused,
+        EndReason::Stopped,
+        EndReason::MaxHold,
+        EndReason::Expired,
+        EndReason::SessionInvalidated,
+        EndReason::KeyDeleted,
+        EndReason::KeyTaken,
+    ];
+
+    /// As a condition reason, event reason and metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            EndReason::Paused => "Paused",
+            EndReason::Stopped => "Stopped",
+            EndReason::MaxHold => "MaxHold",
+            EndReason::Expired => "Expired",
+            EndReason::SessionInvalidated => "SessionInvalidated",
+            EndReason::KeyDeleted => "KeyDeleted",
+            EndReason::KeyTaken => "KeyTaken",
+        }
+    }
+
+    /// Whether the tenure was given up by its own side, in order.
+    pub const fn is_clean(self) -> bool {
+        matches!(self, EndReason::Paused | EndReason::Stopped | EndReason::MaxHold)
+    }
+}
+
 /// Why contending was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailReason {
@@ -27,4 +77,30 @@ pub enum FailReason {
     AcquireTimeout,
     /// `acquire.tryOnce`, and the one attempt met another holder or a lock-delay.
     Contended,
+}
+
+impl FailReason {
+    /// As a condition reason and event reason.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FailReason::AcquireTimeout => "AcquireTimeout",
+            FailReason::Contended => "Contended",
+        }
+    }
+}
+
+/// An event that a state cannot meet: a fault in the program. The state stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{event} cannot happen to {state}")]
+pub struct Illegal {
+    /// The state, printed.
+    pub state: String,
+    /// The event, printed.
+    pub event: String,
+}
+
+impl Illegal {
+    fn new(state: &impl std::fmt::Debug, event: &impl std::fmt::Debug) -> Illegal {
+        Illegal { state: format!("{state:?}"), event: format!("{event:?}") }
+    }
 }

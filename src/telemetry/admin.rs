@@ -56,9 +56,7 @@ impl Alive {
 
     fn parts(&self) -> Vec<(&'static str, bool)> {
         let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = tasks
-            .iter()
-            .map(|(name, task)| (*name, !task.is_finished()));
+        let parts = tasks.iter().map(|(name, task)| (*name, !task.is_finished()));
         parts.collect()
     }
 }
@@ -78,10 +76,7 @@ pub struct Part {
 impl Ready {
     /// From now on the process is not ready before [`Part::ready`] was called.
     pub fn part(&self, name: &'static str) -> Part {
-        let part = Part {
-            name,
-            done: Arc::default(),
-        };
+        let part = Part { name, done: Arc::default() };
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         parts.push(part.clone());
         part
@@ -148,11 +143,7 @@ async fn drained(stopped: tokio::sync::oneshot::Receiver<()>) {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-    (
-        [(header::CONTENT_TYPE, TEXT_FORMAT)],
-        admin.metrics.render(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], admin.metrics.render()).into_response()
 }
 
 async fn healthz(State(admin): State<Admin>) -> Response {
@@ -172,11 +163,7 @@ fn probe(parts: &[(&'static str, bool)]) -> Response {
         body.push('\n');
     }
     body.push_str(if well { "ok\n" } else { "not ok\n" });
-    let code = if well {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, body).into_response()
 }
 
@@ -210,15 +197,8 @@ mod tests {
         };
         let (stop, stopped) = oneshot::channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, admin.clone(), async {
-            drop(stopped.await)
-        }));
-        Running {
-            address,
-            stop,
-            tasks,
-            admin,
-        }
+        tasks.spawn(serve(listener, admin.clone(), async { drop(stopped.await) }));
+        Running { address, stop, tasks, admin }
     }
 
     async fn get(address: SocketAddr, path: &str) -> String {
@@ -248,15 +228,8 @@ mod tests {
     async fn healthz_fails_once_a_task_has_ended() {
         let running = start().await;
         let mut tasks = JoinSet::new();
-        running
-            .admin
-            .alive
-            .watch("watches", tasks.spawn(std::future::pending::<()>()));
-        assert!(
-            get(running.address, "/healthz")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        running.admin.alive.watch("watches", tasks.spawn(std::future::pending::<()>()));
+        assert!(get(running.address, "/healthz").await.starts_with("HTTP/1.1 200"));
         tasks.abort_all();
         assert!(tasks.join_next().await.unwrap().is_err());
         let answer = get(running.address, "/healthz").await;
@@ -277,9 +250,7 @@ mod tests {
     async fn slow_client_does_not_hold_the_shutdown_up() {
         let mut running = start().await;
         let mut slow = TcpStream::connect(running.address).await.unwrap();
-        slow.write_all(b"GET /metrics HTTP/1.1\r\nHo")
-            .await
-            .unwrap();
+        slow.write_all(b"GET /metrics HTTP/1.1\r\nHo").await.unwrap();
         // Answered after the slow one was accepted: connections are taken in turn.
         get(running.address, "/healthz").await;
         running.stop.send(()).unwrap();

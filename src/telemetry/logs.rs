@@ -55,9 +55,7 @@ impl FromStr for Filter {
         });
         match EnvFilter::try_new(raw) {
             Ok(_) if known => Ok(Filter(raw.to_owned())),
-            _ => Err(FilterError {
-                raw: raw.to_owned(),
-            }),
+            _ => Err(FilterError { raw: raw.to_owned() }),
         }
     }
 }
@@ -103,12 +101,9 @@ where
         .with_ansi(ansi && format == Format::Text);
     match format {
         Format::Text => Box::new(plain.finish()),
-        Format::Json => Box::new(
-            plain
-                .fmt_fields(JsonFields::new())
-                .event_format(OneObject)
-                .finish(),
-        ),
+        Format::Json => {
+            Box::new(plain.fmt_fields(JsonFields::new()).event_format(OneObject).finish())
+        }
     }
 }
 
@@ -221,10 +216,7 @@ mod tests {
             let _deeper = tracing::info_span!("release", key = "a/b").entered();
             tracing::warn!(error = %"says \"no\"", "not \n released");
         });
-        let lines: Vec<Value> = text
-            .lines()
-            .map(|l| serde_json::from_str(l).unwrap())
-            .collect();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["claim"], "shop/billing");
         assert_eq!(lines[0]["message"], "held");

@@ -183,9 +183,7 @@ impl Metrics {
     /// A request to Consul ended after `took`: `"ok"`, or the class of its error.
     pub fn consul_answered(&self, operation: &'static str, class: &'static str, took: Duration) {
         self.requests.with_label_values(&[operation, class]).inc();
-        self.request_duration
-            .with_label_values(&[operation])
-            .observe(took.as_secs_f64());
+        self.request_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
     }
 
     /// A walk over a claim ended after `took`, well or not.
@@ -378,11 +376,7 @@ impl Make {
 }
 
 const fn profile() -> &'static str {
-    if cfg!(debug_assertions) {
-        "debug"
-    } else {
-        "release"
-    }
+    if cfg!(debug_assertions) { "debug" } else { "release" }
 }
 
 /// A collector that asks instead of remembering.
@@ -399,11 +393,7 @@ impl<T> Collector for AtScrape<T> {
 
     fn collect(&self) -> Vec<MetricFamily> {
         // Cloned out of the lock, so that a slow answer does not keep others from being set.
-        let ask = self
-            .source
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let ask = self.source.read().unwrap_or_else(PoisonError::into_inner).clone();
         ask.map_or_else(Vec::new, |ask| (self.collect)(ask()))
     }
 }
@@ -417,10 +407,7 @@ mod tests {
     #[track_caller]
     fn assert_line(metrics: &Metrics, line: &str) {
         let text = metrics.render();
-        assert!(
-            text.lines().any(|l| l == line),
-            "no line {line:?} in:\n{text}"
-        );
+        assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");
     }
 
     fn samples(metrics: &Metrics) -> usize {
@@ -520,10 +507,7 @@ mod tests {
     fn every_name_is_prefixed_except_the_process_metrics_that_dashboards_know() {
         let text = Metrics::new(true).render();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
-            assert!(
-                line.starts_with("consul_lock_") || line.starts_with("process_"),
-                "{line}"
-            );
+            assert!(line.starts_with("consul_lock_") || line.starts_with("process_"), "{line}");
         }
         let build = format!(
             "consul_lock_build_info{{profile=\"debug\",version=\"{}\"}} 1",

@@ -1,1 +1,40 @@
-//! Starts the real servers.
+//! Starts the real servers that tests, the demo and benchmarks talk to: a Consul or three of
+//! them, a Kubernetes control plane, and a proxy that misbehaves on demand.
+//!
+//! What it promises:
+//!
+//! * Servers are ordinary processes: no root, no containers. They come from PATH or are built
+//!   from `tools/` ([`tools`]).
+//! * Ports are random and folders short-lived, so that tests run in parallel.
+//! * Every wait has a deadline ([`wait_for`]), and what did not come up shows the end of its log.
+//! * Nothing outlives the process that started it, however that ends ([`mod@reaper`]).
+//! * After a panic the logs stay, and their place is printed ([`Folder`]).
+//!
+//! All of it is synchronous: a test in an async runtime starts its servers before it awaits
+//! anything, or in `spawn_blocking`.
+
+mod certs;
+mod cluster;
+mod consul;
+mod control_plane;
+mod folder;
+mod http;
+mod ports;
+mod process;
+mod proxy;
+
+pub mod reaper;
+pub mod tools;
+mod wait;
+
+pub use certs::{Authority, CertFiles};
+pub use cluster::{ConsulCluster, ConsulClusterConfig};
+pub use consul::{Consul, ConsulConfig};
+pub use control_plane::ControlPlane;
+pub use folder::Folder;
+pub use http::{Reply, request};
+pub use ports::Port;
+pub use process::{BedError, Recipe, Server};
+
+pub use proxy::{Answer, Fault, Proxy};
+pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_for};

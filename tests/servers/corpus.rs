@@ -57,16 +57,9 @@ async fn good_objects_are_accepted_and_understood() {
 fn the_controller_refuses_what_the_schema_refuses() {
     let by_fields = |case: &&Case| !case.file.ends_with("outside-the-fields.yaml");
     for case in read("bad").iter().filter(by_fields) {
-        let only_as_a_change = case
-            .annotation("refusal")
-            .is_some_and(|r| r.contains("later"));
-        let meaning = case
-            .spec()
-            .map(|spec| spec.settings().map_err(|error| error.to_string()));
-        assert!(
-            only_as_a_change || !matches!(meaning, Ok(Ok(_))),
-            "{case} has settings"
-        );
+        let only_as_a_change = case.annotation("refusal").is_some_and(|r| r.contains("later"));
+        let meaning = case.spec().map(|spec| spec.settings().map_err(|error| error.to_string()));
+        assert!(only_as_a_change || !matches!(meaning, Ok(Ok(_))), "{case} has settings");
     }
 }
 
@@ -99,9 +92,7 @@ impl Case {
         };
         let mut earlier = self.object.clone();
         earlier["spec"] = serde_saphyr::from_str(&before).expect("`before` is a spec");
-        let earlier = write(objects, None, &earlier)
-            .await
-            .expect("the earlier spec is good");
+        let earlier = write(objects, None, &earlier).await.expect("the earlier spec is good");
         write(objects, Some(&earlier), &self.object).await
     }
 }
@@ -114,10 +105,8 @@ async fn write(
     object: &Value,
 ) -> Result<DynamicObject, String> {
     let mut object = object.clone();
-    let collection = format!(
-        "/apis/consullock.dev/v1alpha1/namespaces/{}/consullocks",
-        objects.namespace
-    );
+    let collection =
+        format!("/apis/consullock.dev/v1alpha1/namespaces/{}/consullocks", objects.namespace);
     let (method, path) = match over {
         None => (Method::POST, collection),
         Some(earlier) => {
@@ -148,18 +137,15 @@ async fn objects(namespace: &'static str) -> Objects {
 }
 
 fn read(kind: &str) -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/corpus")
-        .join(kind);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(kind);
     let mut cases = Vec::new();
     for entry in std::fs::read_dir(folder).expect("the corpus is there") {
         let path = entry.expect("the corpus can be listed").path();
         let text = std::fs::read_to_string(&path).expect("the corpus can be read");
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("the corpus is YAML");
-        cases.extend(objects.into_iter().map(|object| Case {
-            file: path.display().to_string(),
-            object,
-        }));
+        cases.extend(
+            objects.into_iter().map(|object| Case { file: path.display().to_string(), object }),
+        );
     }
     cases
 }

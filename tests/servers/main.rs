@@ -1,4 +1,14 @@
-//! Tests against real servers.
+//! Tests against real servers: a Consul or three, and a Kubernetes API server. They come from
+//! `tools/` through the `testbed`, are shared where tests do not disturb one another, and end with
+//! this process.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
+mod consul_access;
+mod consul_cluster;
+mod consul_contract;
+mod consul_faults;
+mod consul_wire;
 mod corpus;
 mod fixtures;
+mod replicas;
+mod scripted;

@@ -1,0 +1,103 @@
+//! What Consul's answers mean, once they came whole.
+
+use std::fmt;
+
+use reqwest::StatusCode;
+use serde::de::DeserializeOwned;
+
+use super::{
+    errors,
+    transport::Reply,
+    wire::{self, Trace},
+};
+use crate::consul::{Class, ConsulError, KvPair, Operation, SessionInfo, Txn, TxnOp};
+
+/// A reply and the call that it belongs to.
+pub(super) struct Answer {
+    pub(super) operation: Operation,
+    pub(super) reply: Reply,
+}
+
+impl Answer {
+    pub(super) fn error(&self, class: Class, message: String) -> ConsulError {
+        ConsulError { operation: self.operation, class, message }
+    }
+
+    /// For answers that no Consul gives: a proxy's, or half of one.
+    pub(super) fn odd(&self, what: impl fmt::Display) -> ConsulError {
+        self.error(errors::unanswered(self.operation), format!("not an answer of Consul's: {what}"))
+    }
+
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ConsulError> {
+        serde_json::from_slice(&self.reply.body).map_err(|error| self.odd(error))
+    }
+
+    pub(super) fn index(&self) -> Result<u64, ConsulError> {
+        if let Some(index) = self.reply.index {
+            return Ok(index.max(1)); // 0 would not block
+        }
+        match self.reply.status {
+            // Somebody else's 404 must not pass for a key that is missing.
+            StatusCode::NOT_FOUND => {
+                let words = "404 from something that is not Consul; check its address".to_owned();
+                Err(self.error(Class::Invalid, words))
+            }
+            _ => Err(self.odd("X-Consul-Index is missing")),
+        }
+    }
+
+    /// An answer from which ACLs took something away must not pass for the whole.
+    pub(super) fn unfiltered(&self, rule: impl FnOnce() -> String) -> Result<(), ConsulError> {
+        match self.reply.filtered {
+            true => {
+                let words = format!("ACLs hide part of the answer; the token lacks {}", rule());
+                Err(self.error(Class::Denied, words))
+            }
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn pairs(&self) -> Result<Vec<KvPair>, ConsulError> {
+        if self.reply.status == StatusCode::NOT_FOUND {
+            return Ok(Vec::new());
+        }
+        let wire: Vec<wire::Kv> = self.json()?;
+        let pairs: Result<Vec<KvPair>, _> = wire.into_iter().map(KvPair::try_from).collect();
+        pairs.map_err(|error| self.odd(error))
+    }
+
+    pub(super) fn sessions(&self) -> Result<Vec<SessionInfo>, ConsulError> {
+        let wire: Vec<wire::Session> = self.json()?;
+        Ok(wire.into_iter().map(SessionInfo::from).collect())
+    }
+
+    pub(super) fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
+        let wire: wire::Txn = self.json()?;
+        let refused = wire.errors.unwrap_or_default();
+        if self.reply.status == StatusCode::CONFLICT || !refused.is_empty() {
+            return self.rolled_back(refused);
+        }
+        let traces: Vec<Trace> =
+            steps.iter().map(Trace::of).filter(|trace| *trace != Trace::Nothing).collect();
+        let results = wire.results.unwrap_or_default();
+        if results.len() != traces.len() {
+            return Err(self.odd(format!("{} results of {}", results.len(), traces.len())));
+        }
+        let written = traces.into_iter().zip(results).filter(|(trace, _)| *trace == Trace::Wrote);
+        let pairs: Result<Vec<KvPair>, _> =
+            written.map(|(_, result)| KvPair::try_from(result.kv)).collect();
+        pairs.map(Txn::Committed).map_err(|error| self.odd(error))
+    }
+
+    /// Denials come in the same form as refusals of steps.
+    fn rolled_back(&self, refused: Vec<wire::TxnError>) -> Result<Txn, ConsulError> {
+        let denied = |error: &&wire::TxnError| error.what.contains("Permission denied");
+        if let Some(denial) = refused.iter().find(denied) {
+            return Err(self.error(Class::Denied, errors::words(denial.what.as_bytes())));
+        }
+        if refused.is_empty() {
+            return Err(self.odd("409 without a reason"));
+        }
+        Ok(Txn::RolledBack(refused.into_iter().map(Into::into).collect()))
+    }
+}

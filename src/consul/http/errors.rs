@@ -1,0 +1,184 @@
+//! What Consul's and the transport's failures mean: the one place where words become a [`Class`].
+
+use std::error::Error;
+
+use reqwest::StatusCode;
+
+use crate::consul::{Class, Operation};
+
+/// How much of an error's text is kept, in characters.
+const WORDS_MAX: usize = 300;
+
+/// Refusals that Consul gives as 500, though no repetition will change them.
+const INVALID: &[&str] = &[
+    "Invalid Session TTL",
+    "Session TTL '",
+    "Invalid Behavior setting",
+    "Missing node registration",
+    "Missing check '",
+    "is in critical state",
+    "Conflicting flags",
+    "cross datacenter lock must be created at server agent",
+];
+
+/// Whether Consul may have changed something when an answer is missing.
+const fn writes(operation: Operation) -> bool {
+    match operation {
+        Operation::RegisterNode
+        | Operation::CreateSession
+        | Operation::RenewSession
+        | Operation::DestroySession
+        | Operation::WriteKey
+        | Operation::DeleteKey
+        | Operation::Transaction => true,
+        Operation::ReadSession
+        | Operation::ListSessions
+        | Operation::ReadKey
+        | Operation::WatchKey
+        | Operation::WatchPrefix
+        | Operation::ReadLeader
+        | Operation::ReadToken => false,
+    }
+}
+
+/// A call that was sent and whose answer never came, or made no sense.
+pub(super) const fn unanswered(operation: Operation) -> Class {
+    if writes(operation) { Class::UnknownOutcome } else { Class::Transient }
+}
+
+/// hyper's words for a server that talks before it is asked. Consul does so to a connection over
+/// `http_max_conns_per_client`: its 429 arrives before the request could be written.
+const SPOKE_FIRST: &str = "received unexpected message from connection";
+/// hyper's words for a request that it gives back because the connection ended before any of it
+/// was written.
+const GIVEN_BACK: &str = "client error (Canceled)";
+
+/// A transport error: its class and words. Where nothing was sent, a write is open to be repeated;
+/// hyper tells some of these cases by words alone.
+pub(super) fn of_transport(operation: Operation, error: reqwest::Error) -> (Class, String) {
+    let (builder, connect) = (error.is_builder(), error.is_connect());
+    let text = chain(error);
+    if builder {
+        return (Class::Invalid, text);
+    }
+    if text.contains(SPOKE_FIRST) {
+        let hint = "Consul refused the connection: too many from this address, or it is not HTTP";
+        return (Class::Transient, format!("{hint} ({text})"));
+    }
+    if connect || text.contains(GIVEN_BACK) {
+        return (Class::Transient, text);
+    }
+    (unanswered(operation), text)
+}
+
+/// An answer with a status other than success. Substrings, since forwarded errors carry
+/// `rpc error making call:` in front.
+pub(super) fn of_answer(operation: Operation, status: StatusCode, words: &str) -> Class {
+    let says = |part: &str| words.contains(part);
+    if status == StatusCode::TOO_MANY_REQUESTS || says("rate limit exceeded") {
+        return Class::Transient;
+    }
+    if says("invalid session") {
+        return Class::Lost;
+    }
+    match status {
+        StatusCode::FORBIDDEN => of_denial(words),
+        StatusCode::NOT_FOUND if operation == Operation::RenewSession && says("Session id") => {
+            Class::Lost
+        }
+        _ if !status.is_server_error() => Class::Invalid,
+        _ if INVALID.iter().any(|part| says(part)) => Class::Invalid,
+        _ if says("No cluster leader") => Class::Transient,
+        _ => unanswered(operation),
+    }
+}
+
+/// A fresh token is unknown to some servers for a while; every other denial stays.
+pub(super) fn of_denial(words: &str) -> Class {
+    if words.contains("ACL not found") { Class::Transient } else { Class::Denied }
+}
+
+/// A body's text as one line that fits into a condition.
+pub(super) fn words(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let line: String = text.trim().chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect();
+    line
+}
+
+/// A transport error with its causes, without the URL: the caller knows what it asked.
+pub(super) fn chain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = next.source();
+    }
+    words(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(operation: Operation, status: u16, words: &str) -> Class {
+        of_answer(operation, StatusCode::from_u16(status).unwrap(), words)
+    }
+
+    #[test]
+    fn what_consul_says_has_the_class_of_the_table() {
+        use Class::*;
+        use Operation::*;
+        for (operation, status, words, expected) in [
+            (WriteKey, 500, "No cluster leader", Transient),
+            (ReadKey, 500, "rpc error making call: No cluster leader", Transient),
+            (ReadKey, 500, "Raft leader not found in server lookup mapping", Transient),
+            (WatchKey, 500, "Not ready to serve consistent reads", Transient),
+            (ReadKey, 500, "something new", Transient),
+            (WriteKey, 500, "something new", UnknownOutcome),
+            (WriteKey, 502, "<html>bad gateway</html>", UnknownOutcome),
+            (ReadKey, 503, "", Transient),
+            (
+                Transaction,
+                500,
+                "raft apply failed: leadership lost while committing log",
+                UnknownOutcome,
+            ),
+            (RenewSession, 500, "rpc error making call: EOF", UnknownOutcome),
+            (WriteKey, 429, "Your IP is issuing too many concurrent connections", Transient),
+            (WriteKey, 500, "RPC rate limit exceeded", Transient),
+            (CreateSession, 503, "rate limit exceeded for operation that can only", Transient),
+            (ReadKey, 403, "rpc error making call: ACL not found", Transient),
+            (WriteKey, 403, "Permission denied: anonymous token lacks permission", Denied),
+            (
+                WriteKey,
+                500,
+                "rpc error making call: raft apply failed: invalid session \"x\"",
+                Lost,
+            ),
+            (RenewSession, 404, "Session id 'x' not found", Lost),
+            (RenewSession, 404, "404 page not found", Invalid),
+            (ReadKey, 404, "no such route", Invalid),
+            (CreateSession, 500, "Invalid Session TTL '9000000000', must be between", Invalid),
+            (CreateSession, 500, "apply failed: Missing node registration", Invalid),
+            (CreateSession, 500, "Missing check 'x' registration", Invalid),
+            (CreateSession, 500, "Check 'x' is in critical state", Invalid),
+            (WriteKey, 400, "Conflicting flags: acquire=&release=", Invalid),
+            (Transaction, 413, "Transaction contains too many operations (129 > 128)", Invalid),
+            (ReadToken, 401, "ACL support disabled", Invalid),
+            (ReadKey, 307, "", Invalid),
+        ] {
+            assert_eq!(class(operation, status, words), expected, "{status} {words}");
+        }
+    }
+
+    #[test]
+    fn words_are_one_short_line() {
+        assert_eq!(words(b" a\nb\x1b[31m\0 "), "ab[31m");
+        assert_eq!(words("ü".repeat(1000).as_bytes()).chars().count(), WORDS_MAX);
+        assert_eq!(words(&[0xff, b'x']), "\u{fffd}x");
+    }
+}

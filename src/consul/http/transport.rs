@@ -1,0 +1,298 @@
+//! One HTTP exchange: permit, token, time limit, size limit; and the client that carries it.
+
+use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use reqwest::{
+    Certificate, Client, ClientBuilder, Identity, Method, Response, StatusCode, Url,
+    dns::{Name, Resolve, Resolving},
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    redirect::Policy,
+};
+use tokio::sync::Semaphore;
+
+use super::{
+    HttpConfig, HttpConfigError,
+    address::Address,
+    errors,
+    token::{Token, Tokens},
+};
+use crate::{
+    clock::Clock,
+    consul::{Class, ConsulError, Operation},
+};
+
+/// Longer than this nobody waits for a connection, so that the rest of a call's time is not spent
+/// on an address that does not answer, and it is certain that nothing was sent.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Of an error's body no more is read.
+const ERROR_BODY_MAX: usize = 4 * 1024;
+/// Idle connections end before usual proxies and load balancers drop them silently.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+
+/// What to ask.
+pub(super) struct Call {
+    pub(super) operation: Operation,
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// Always of known length: Consul silently ignores the body of a chunked session creation.
+    pub(super) body: Option<Body>,
+    /// Largest answer.
+    pub(super) body_max: usize,
+    /// Of a blocking query.
+    pub(super) wait: Option<Duration>,
+    /// Besides success, the statuses whose bodies the caller reads itself.
+    pub(super) also: &'static [StatusCode],
+}
+
+pub(super) enum Body {
+    Json(Vec<u8>),
+    Raw(Vec<u8>),
+}
+
+/// An answer that came whole.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) body: Vec<u8>,
+    /// `X-Consul-Index`.
+    pub(super) index: Option<u64>,
+    /// `X-Consul-Results-Filtered-By-ACLs`.
+    pub(super) filtered: bool,
+}
+
+pub(super) struct Transport {
+    client: Client,
+    tokens: Tokens,
+    calls: Semaphore,
+    polls: Semaphore,
+    timeout: Duration,
+    clock: Clock,
+}
+
+impl Transport {
+    pub(super) fn new(
+        config: &HttpConfig,
+        address: &Address,
+        clock: Clock,
+    ) -> Result<Transport, HttpConfigError> {
+        let tokens = Tokens::new(&config.token, &clock)
+            .map_err(|error| HttpConfigError::TokenFile(Arc::new(error)))?;
+        Ok(Transport {
+            client: client(config, address)?,
+            tokens,
+            calls: Semaphore::new(config.max_in_flight.max(1)),
+            polls: Semaphore::new(config.max_polls.max(1)),
+            timeout: config.timeout,
+            clock,
+        })
+    }
+
+    /// Ends within the call's time limit, whatever the network does.
+    pub(super) async fn exchange(&self, call: Call) -> Result<Reply, ConsulError> {
+        let (gate, limit) = match call.wait {
+            None => (&self.calls, self.timeout),
+            // Consul adds up to a sixteenth to the wait.
+            Some(wait) => (&self.polls, wait + wait / 16 + Duration::from_secs(5)),
+        };
+        let operation = call.operation;
+        let fail = |class, message| ConsulError { operation, class, message };
+        let began = self.clock.now();
+        let permit = match self.clock.timeout(limit, gate.acquire()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) | Err(_) => {
+                let words = format!("too many calls to Consul in flight for {limit:?}; not sent");
+                return Err(fail(Class::Transient, words));
+            }
+        };
+        let token = self.tokens.current(self.clock.now());
+        let left = limit.saturating_sub(self.clock.now().since(began));
+        let reply = match self.clock.timeout(left, self.send(call, token.as_ref())).await {
+            Ok(reply) => reply,
+            Err(_) => {
+                Err(fail(errors::unanswered(operation), format!("no answer within {limit:?}")))
+            }
+        };
+        drop(permit);
+        reply.map_err(|error| match &token {
+            Some(token) => ConsulError { message: token.redact(error.message), ..error },
+            None => error,
+        })
+    }
+
+    async fn send(&self, call: Call, token: Option<&Token>) -> Result<Reply, ConsulError> {
+        let operation = call.operation;
+        let broken = |error: reqwest::Error| {
+            let (class, message) = errors::of_transport(operation, error);
+            ConsulError { operation, class, message }
+        };
+        let mut request = self.client.request(call.method, call.url);
+        if let Some(token) = token {
+            request = request.header("X-Consul-Token", token.header());
+        }
+        request = match call.body {
+            None => request,
+            Some(Body::Raw(bytes)) => request.body(bytes),
+            Some(Body::Json(bytes)) => {
+                let json = HeaderValue::from_static("application/json");
+                request.header(CONTENT_TYPE, json).body(bytes)
+            }
+        };
+        let mut response = request.send().await.map_err(broken)?;
+        let status = response.status();
+        if !status.is_success() && !call.also.contains(&status) {
+            return Err(refused(operation, response).await);
+        }
+        let (index, filtered) = (index(response.headers()), filtered(response.headers()));
+        let body = whole(operation, &mut response, call.body_max).await?;
+        Ok(Reply { status, body, index, filtered })
+    }
+}
+
+async fn refused(operation: Operation, mut response: Response) -> ConsulError {
+    let status = response.status();
+    let mut body = Vec::new();
+    // What is missing of the text because the connection broke is not needed to classify it.
+    while body.len() < ERROR_BODY_MAX
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(ERROR_BODY_MAX);
+    let words = errors::words(&body);
+    let class = errors::of_answer(operation, status, &words);
+    let words = match (status.is_redirection(), words.is_empty()) {
+        (true, _) => ": redirects are not followed; check Consul's address".to_owned(),
+        (false, true) => String::new(),
+        (false, false) => format!(": {words}"),
+    };
+    ConsulError { operation, class, message: format!("{}{words}", status.as_u16()) }
+}
+
+async fn whole(
+    operation: Operation,
+    response: &mut Response,
+    max: usize,
+) -> Result<Vec<u8>, ConsulError> {
+    let class = errors::unanswered(operation);
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > max => {
+                let message = format!("the answer is longer than {max} bytes");
+                return Err(ConsulError { operation, class, message });
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
+            Err(error) => {
+                let message = format!("the answer broke off: {}", errors::chain(error));
+                return Err(ConsulError { operation, class, message });
+            }
+        }
+    }
+}
+
+fn index(headers: &HeaderMap) -> Option<u64> {
+    headers.get("X-Consul-Index")?.to_str().ok()?.parse().ok()
+}
+
+fn filtered(headers: &HeaderMap) -> bool {
+    headers.get("X-Consul-Results-Filtered-By-ACLs").is_some_and(|value| value == "true")
+}
+
+// ---- the client ----
+
+/// Installs ring as the process's TLS provider unless one is installed: without one reqwest
+/// panics, even for plain HTTP. `main` does so before anything else.
+pub fn ensure_tls_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Losing the race against another thread leaves its provider in place, which serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}
+
+fn client(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigError> {
+    ensure_tls_provider();
+    let mut builder = Client::builder()
+        .redirect(Policy::none()) // X-Consul-Token would be sent along
+        .no_proxy()
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(CONNECT_MAX.min(config.timeout))
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_max_idle_per_host(config.max_in_flight.max(1));
+    if let Some(socket) = &address.socket {
+        builder = builder.unix_socket(socket.as_path());
+    }
+    builder = if address.is_https() {
+        tls(builder, config, address)?
+    } else {
+        // No certificates: a machine without a CA bundle must not need one here.
+        builder.http1_only().tls_certs_only([])
+    };
+    builder.build().map_err(|error| HttpConfigError::Client(errors::chain(error)))
+}
+
+fn tls(
+    mut builder: ClientBuilder,
+    config: &HttpConfig,
+    address: &Address,
+) -> Result<ClientBuilder, HttpConfigError> {
+    if let Some(path) = &config.ca_file {
+        let bundle = Certificate::from_pem_bundle(&read("CA", path)?)
+            .map_err(|error| pem("CA", path, errors::chain(error)))?;
+        if bundle.is_empty() {
+            return Err(pem("CA", path, "no certificate in it".to_owned()));
+        }
+        builder = builder.tls_certs_only(bundle);
+    }
+    builder = match (&config.client_cert, &config.client_key) {
+        (None, None) => builder,
+        (Some(cert), Some(key)) => {
+            let mut both = read("client certificate", cert)?;
+            both.push(b'\n');
+            both.extend(read("client key", key)?);
+            let identity = Identity::from_pem(&both)
+                .map_err(|error| pem("client certificate and key", cert, errors::chain(error)))?;
+            builder.identity(identity)
+        }
+        (Some(_), None) | (None, Some(_)) => return Err(HttpConfigError::HalfAnIdentity),
+    };
+    if config.tls_server_name.is_some()
+        && let Some(host) = address.base.host_str()
+    {
+        let host = host.trim_matches(['[', ']']).to_owned();
+        builder = builder.dns_resolver(ElsewhereResolver { host: host.into() });
+    }
+    Ok(builder)
+}
+
+/// The URL names the certificate's host, so that SNI and the check of the certificate use it;
+/// this leads the connection to where Consul really is. Looked up anew for every connection.
+struct ElsewhereResolver {
+    host: Arc<str>,
+}
+
+impl Resolve for ElsewhereResolver {
+    fn resolve(&self, _: Name) -> Resolving {
+        let host = self.host.clone();
+        Box::pin(async move {
+            // The port of the URL replaces this one.
+            let found: Vec<_> = match host.parse::<IpAddr>() {
+                Ok(ip) => vec![(ip, 0).into()],
+                Err(_) => tokio::net::lookup_host((&*host, 0)).await?.collect(),
+            };
+            Ok(Box::new(found.into_iter()) as _)
+        })
+    }
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, HttpConfigError> {
+    fs::read(path).map_err(|source| HttpConfigError::File {
+        what,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    })
+}
+
+fn pem(what: &'static str, path: &Path, why: String) -> HttpConfigError {
+    HttpConfigError::Pem { what, path: path.to_owned(), why }
+}

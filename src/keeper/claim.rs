@@ -1,0 +1,277 @@
+//! The keeper of one claim: a session keeper and a lock keeper in one task.
+//!
+//! # Guarantees
+//! Whatever happens at one instant, the end of *valid until* is looked at first. On a clean stop
+//! the key is released before the session is destroyed, so no lock-delay follows.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch as channel;
+
+use super::{
+    KeeperView, Recorded, StopState, Wanted,
+    lock::{LockKeeper, LockSettings},
+    session::SessionKeeper,
+    shared::{Answers, Shared},
+    watch::{Watches, lock},
+};
+use crate::{
+    clock::Instant,
+    consul::Consul,
+    lock::{
+        EndReason,
+        key::Want,
+        session::{Loss, Session},
+    },
+};
+
+/// What the owner asks of a claim's keeper.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Command {
+    pub(super) wanted: Wanted,
+    /// Release, destroy, and end.
+    pub(super) stop: bool,
+}
+
+/// What a claim's keeper shows.
+pub(super) struct Shown {
+    pub(super) view: KeeperView,
+    pub(super) stop: StopState,
+}
+
+pub(super) struct ClaimKeeper<C> {
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    commands: channel::Receiver<Command>,
+    command: Command,
+    session: SessionKeeper<C>,
+    lock: LockKeeper<C>,
+    /// The session state that the lock keeper knows of.
+    told: Option<Session>,
+    /// When to stop waiting for Consul to confirm a clean stop.
+    give_up: Option<Instant>,
+    shown: Arc<Mutex<Shown>>,
+    wake: Box<dyn Fn() + Send>,
+}
+
+impl<C: Consul> ClaimKeeper<C> {
+    /// A keeper that starts when it is [run](ClaimKeeper::run). `wake` is called when what it shows
+    /// changed in more than *valid until*.
+    pub(super) fn new(
+        shared: &Arc<Shared<C>>,
+        watches: &Watches<C>,
+        mut commands: channel::Receiver<Command>,
+        recorded: Option<Recorded>,
+        wake: Box<dyn Fn() + Send>,
+    ) -> ClaimKeeper<C> {
+        let command = commands.borrow_and_update().clone();
+        let wanted = &command.wanted;
+        let answers = Answers::default();
+        let session = SessionKeeper::new(
+            Arc::clone(shared),
+            answers.clone(),
+            wanted.session.clone(),
+            recorded.as_ref().map(|recorded| recorded.session.clone()),
+        );
+        let lock = LockKeeper::new(
+            Arc::clone(shared),
+            answers.clone(),
+            LockSettings {
+                key: wanted.key.clone(),
+                payload: wanted.payload.clone(),
+                acquire: wanted.acquire.clone(),
+            },
+            watches.feed(&wanted.prefix, &wanted.key),
+            recorded.as_ref(),
+        );
+        let view = KeeperView {
+            session: session.view(),
+            lock: lock.view(),
+            key: None,
+            trouble: None,
+            ended: Arc::default(),
+        };
+        ClaimKeeper {
+            shared: Arc::clone(shared),
+            answers,
+            commands,
+            command,
+            session,
+            lock,
+            told: None,
+            give_up: None,
+            shown: Arc::new(Mutex::new(Shown { view, stop: StopState::Running })),
+            wake,
+        }
+    }
+
+    pub(super) fn shown(&self) -> Arc<Mutex<Shown>> {
+        Arc::clone(&self.shown)
+    }
+
+    /// Keeps the claim until it is told to stop and has stopped, cleanly or not.
+    pub(super) async fn run(mut self) {
+        let _alarm = Alarm(Arc::clone(&self.shared));
+        self.lock.look_again();
+        self.obey();
+        loop {
+            let stop = self.settle();
+            self.show(stop);
+            if matches!(stop, StopState::Clean | StopState::Abandoned) {
+                return;
+            }
+            let due = self.due();
+            let clock = self.shared.clock.clone();
+            tokio::select! {
+                biased;
+                () = async {
+                    match due {
+                        Some(due) => clock.sleep_until(due).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+                Ok(()) = self.commands.changed() => {
+                    let before = self.command.wanted.attempt;
+                    self.command = self.commands.borrow_and_update().clone();
+                    self.expire();
+                    self.obey();
+                    if self.command.wanted.attempt != before {
+                        self.lock.retry();
+                    }
+                }
+                () = self.session.advance() => {}
+                doubted = self.lock.advance() => {
+                    if let Some(id) = doubted {
+                        self.session.suspect(&id);
+                    }
+                }
+                () = self.answers.changed() => {}
+            }
+        }
+    }
+
+    /// Does everything that is due by now, the end of validity first.
+    fn settle(&mut self) -> StopState {
+        self.expire();
+        let now = self.shared.clock.now();
+        self.session.tick(now);
+        self.lock.tick();
+        self.renew_terms();
+        if self.lock.wants_session() && !self.session_is_spent() {
+            self.session.want(now);
+        } else if !self.lock.may_hold() {
+            self.session.end();
+        }
+        self.tell_lock();
+        if !self.command.stop {
+            return StopState::Running;
+        }
+        if !self.lock.wants_session() && self.session.state() == Session::Absent {
+            return StopState::Clean;
+        }
+        let ttl = self.command.wanted.session.ttl;
+        let give_up = *self
+            .give_up
+            .get_or_insert_with(|| self.session.gone_by().unwrap_or_else(|| now + ttl * 2));
+        if now >= give_up { StopState::Abandoned } else { StopState::Stopping }
+    }
+
+    fn expire(&mut self) {
+        self.session.expire(self.shared.clock.now());
+        self.tell_lock();
+    }
+
+    /// A session that may not be relied on, or was made to other terms, gives way to a new one as
+    /// soon as no key can be held under it.
+    fn session_is_spent(&self) -> bool {
+        let outdated = *self.session.settings() != self.command.wanted.session;
+        let lost = matches!(self.session.state(), Session::Lost(_) | Session::Ending);
+        !self.lock.may_hold() && (lost || outdated)
+    }
+
+    fn renew_terms(&mut self) {
+        if self.session.state() == Session::Absent {
+            self.session.set_settings(self.command.wanted.session.clone());
+        }
+    }
+
+    /// Passes on what became of the session.
+    fn tell_lock(&mut self) {
+        let state = self.session.state();
+        let valid = state.valid_until().is_some();
+        let was_valid = self.told.is_some_and(|told| told.valid_until().is_some());
+        match (was_valid, valid, self.session.id().cloned()) {
+            (false, true, Some(id)) => self.lock.session_up(&id),
+            (true, false, _) => self.lock.session_lost(loss(state)),
+            // An adoption came to nothing.
+            (false, false, _)
+                if self.told == Some(Session::Adopting) && state != Session::Adopting =>
+            {
+                self.lock.session_lost(loss(state));
+            }
+            _ => {}
+        }
+        self.told = Some(state);
+    }
+
+    fn obey(&mut self) {
+        let wanted = self.command.wanted.clone();
+        let want = match (self.command.stop, wanted.paused) {
+            (true, _) => Want::Stand(EndReason::Stopped),
+            (false, true) => Want::Stand(EndReason::Paused),
+            (false, false) => Want::Contend,
+        };
+        self.lock.set_acquire(&wanted.acquire);
+        self.lock.set_payload(wanted.payload);
+        self.lock.want(want);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let wanted = self.lock.wants_session();
+        let give_up = self.give_up.filter(|_| self.command.stop);
+        [self.session.next_due(wanted), self.lock.due(), give_up].into_iter().flatten().min()
+    }
+
+    fn show(&self, stop: StopState) {
+        let view = KeeperView {
+            session: self.session.view(),
+            lock: self.lock.view(),
+            key: self.lock.key_seen(),
+            trouble: self.answers.trouble(),
+            ended: Arc::clone(self.lock.ended()),
+        };
+        let mut shown = lock(&self.shown);
+        let renewed =
+            shown.view.session.valid_until.is_some() && view.session.valid_until.is_some();
+        let mut last = shown.view.clone();
+        if renewed {
+            last.session.valid_until = view.session.valid_until;
+        }
+        let news = last != view || shown.stop != stop;
+        shown.view = view;
+        shown.stop = stop;
+        drop(shown);
+        if news {
+            (self.wake)();
+        }
+    }
+}
+
+/// Rings if the task that owns it panics.
+struct Alarm<C: Consul>(Arc<Shared<C>>);
+
+impl<C: Consul> Drop for Alarm<C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panicked.notify_one();
+        }
+    }
+}
+
+fn loss(state: Session) -> Loss {
+    match state {
+        Session::Lost(Loss::Expired) => Loss::Expired,
+        // Any other end of validity is Consul's word, or our own wish.
+        _ => Loss::Invalidated,
+    }
+}

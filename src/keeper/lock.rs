@@ -1,0 +1,586 @@
+//! The lock keeper: drives the lock machine of one claim against Consul and the clock.
+//!
+//! Like the session keeper it is awaited by the claim's task. It writes to the key only what the
+//! protocol asks for: flags and value on every acquisition and release.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Recorded, SeenHolder,
+    retry::Backoff,
+    shared::{Answers, Shared},
+    watch::{Feed, Sighting},
+};
+use crate::{
+    clock::Instant,
+    consul::{
+        Class, Consistency, Consul, ConsulError, KvPair, Operation, Refusal, SessionInfo, Txn,
+        TxnOp,
+    },
+    lock::{
+        EndReason, LOCK_FLAGS,
+        key::{self, Effect, Event, Expect, KeyState, Lock, Seen, Settings, State, Tenure, Want},
+        session::Loss,
+    },
+    names::{Key, SessionId},
+};
+
+/// The time limit of an acquisition.
+const LOCK: Duration = Duration::from_secs(5);
+/// How many ended tenures are remembered.
+const REMEMBERED: usize = 10;
+
+pub(super) struct LockKeeper<C> {
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    key: Key,
+    payload: Payload,
+    machine: Lock,
+    feed: Feed,
+    session: Option<SessionId>,
+    /// The newest sighting as it came, to be read again when our session changes.
+    sighted: Option<Sighting>,
+    /// The beginning of the present tenure, or of the attempt at one, as written into the key.
+    since: Timestamp,
+    /// The value that the key should carry while we hold it.
+    value: Vec<u8>,
+    contending_since: Instant,
+    holder: Option<SeenHolder>,
+    holders_delay: Option<Duration>,
+    ended: Arc<Vec<EndedTenure>>,
+    backoff: Backoff,
+    call: Option<BoxFuture<'static, Answer>>,
+    holder_call: Option<BoxFuture<'static, Option<SessionInfo>>>,
+}
+
+/// What became of a call.
+enum Answer {
+    Locked { result: Result<Txn, ConsulError> },
+    Read { pair: Option<KvPair>, index: u64, session_alive: bool },
+    Rewritten(Txn),
+    BegunAnew(Txn),
+    Released(Txn),
+}
+
+/// The value of a held key: JSON, for other readers.
+#[derive(Serialize)]
+struct Value<'a> {
+    holder: &'a str,
+    cluster: &'a str,
+    since: String,
+    value: &'a str,
+}
+
+/// What the lock's owner wants of it.
+pub(super) struct LockSettings {
+    pub(super) key: Key,
+    pub(super) payload: Payload,
+    pub(super) acquire: AcquireSettings,
+}
+
+impl From<&AcquireSettings> for Settings {
+    fn from(acquire: &AcquireSettings) -> Settings {
+        Settings {
+            timeout: acquire.timeout,
+            try_once: acquire.try_once,
+            max_hold: acquire.max_hold,
+        }
+    }
+}
+
+impl<C: Consul> LockKeeper<C> {
+    /// `recorded`: what an earlier process recorded, to be adopted.
+    pub(super) fn new(
+        shared: Arc<Shared<C>>,
+        answers: Answers,
+        settings: LockSettings,
+        feed: Feed,
+        recorded: Option<&Recorded>,
+    ) -> LockKeeper<C> {
+        let now = shared.clock.now();
+        let acquire = Settings::from(&settings.acquire);
+        let mut since = shared.clock.wall();
+        let machine = match recorded {
+            None => Lock::contending(acquire, now),
+            Some(recorded) => {
+                let tenure = recorded.tenure.map(|(token, began)| {
+                    // The wall clock is the only witness of how long the tenure has lasted; it
+                    // counts towards `maxHold` alone, which is no matter of safety.
+                    let lasted = since.duration_since(began).unsigned_abs();
+                    since = began;
+                    Tenure { token, since: now - lasted }
+                });
+                Lock::adopting(acquire, tenure)
+            }
+        };
+        let mut keeper = LockKeeper {
+            shared,
+            answers,
+            key: settings.key,
+            payload: settings.payload,
+            machine,
+            feed,
+            session: None,
+            sighted: None,
+            since,
+            value: Vec::new(),
+            contending_since: now,
+            holder: None,
+            holders_delay: None,
+            ended: Arc::default(),
+            backoff: Backoff::default(),
+            call: None,
+            holder_call: None,
+        };
+        keeper.value = keeper.render_value();
+        keeper
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.machine.state()
+    }
+
+    pub(super) fn wants_session(&self) -> bool {
+        self.machine.wants_session()
+    }
+
+    /// Whether some key may be held, or become held, under the session.
+    pub(super) fn may_hold(&self) -> bool {
+        matches!(
+            self.state(),
+            State::Adopting(_)
+                | State::Acquiring(_)
+                | State::Unclear(_)
+                | State::Held { .. }
+                | State::Releasing(_)
+        )
+    }
+
+    pub(super) fn want(&mut self, want: Want) {
+        self.on(Event::Wanted(want));
+    }
+
+    /// The settings changed, so a claim that failed contends again.
+    pub(super) fn retry(&mut self) {
+        self.on(Event::Retry);
+    }
+
+    pub(super) fn set_acquire(&mut self, acquire: &AcquireSettings) {
+        self.machine.set_settings(acquire.into());
+        self.tick();
+    }
+
+    pub(super) fn set_payload(&mut self, payload: Payload) {
+        if self.payload != payload {
+            self.payload = payload;
+            self.value = self.render_value();
+            self.on(Event::ValueChanged);
+        }
+    }
+
+    /// The session may be relied on, under this id.
+    pub(super) fn session_up(&mut self, id: &SessionId) {
+        if self.session.as_ref() != Some(id) {
+            self.session = Some(id.clone());
+            self.look_again();
+        }
+        self.on(Event::SessionUp);
+    }
+
+    /// The session may not be relied on any more.
+    pub(super) fn session_lost(&mut self, loss: Loss) {
+        self.on(Event::SessionLost(loss));
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.machine.due()
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.on(Event::Tick);
+    }
+
+    /// Waits for the next answer or sighting and takes it in. Cancel-safe. Returns the id of a
+    /// session that Consul said it does not know.
+    pub(super) async fn advance(&mut self) -> Option<SessionId> {
+        tokio::select! {
+            biased;
+            answer = pending_or(&mut self.call) => {
+                self.call = None;
+                self.take_in(answer)
+            }
+            Ok(()) = self.feed.changed() => {
+                self.look_again();
+                None
+            }
+            info = pending_or(&mut self.holder_call) => {
+                self.holder_call = None;
+                self.learn_holder(info);
+                None
+            }
+        }
+    }
+
+    /// Takes in the watch's newest sighting, in the light of our present session.
+    pub(super) fn look_again(&mut self) {
+        self.sighted = self.feed.borrow_and_update().clone();
+        if let Some(Sighting { epoch, index, pair }) = self.sighted.clone() {
+            let seen = Seen { epoch, index, key: self.classify(pair.as_deref()) };
+            self.see_holder(pair.as_deref());
+            self.on(Event::Seen(seen));
+        }
+    }
+
+    pub(super) fn view(&self) -> LockView {
+        match self.state() {
+            State::Adopting(_) => LockView::Starting,
+            State::Waiting(_) | State::Acquiring(_) | State::Unclear(_)
+                if self.machine.seen().is_none() =>
+            {
+                LockView::Starting
+            }
+            State::Waiting(waiting) | State::Acquiring(waiting) => match waiting.delay {
+                Some(until) => LockView::LockDelay { until },
+                None => LockView::Waiting,
+            },
+            State::Unclear(_) => LockView::Waiting,
+            State::Held { tenure, .. } => LockView::Held { token: tenure.token, since: self.since },
+            State::Releasing(reason) => LockView::Releasing { reason },
+            State::Standby => LockView::Standby,
+            State::Failed(reason) => LockView::Failed { reason },
+        }
+    }
+
+    pub(super) fn key_seen(&self) -> Option<KeySeen> {
+        let seen = self.machine.seen()?;
+        Some(match &seen.key {
+            KeyState::Missing | KeyState::Free => KeySeen::Free,
+            KeyState::Conflict => {
+                let pair = self.sighted.as_ref().and_then(|sighted| sighted.pair.as_ref());
+                KeySeen::Conflict { flags: pair.map_or(0, |pair| pair.flags) }
+            }
+            KeyState::Ours { .. } => KeySeen::Ours,
+            KeyState::Other(session) => {
+                let known = self.holder.as_ref().filter(|holder| holder.session == *session);
+                KeySeen::Held(known.cloned().unwrap_or_else(|| SeenHolder {
+                    session: session.clone(),
+                    session_name: None,
+                    node: None,
+                    value: Vec::new(),
+                }))
+            }
+        })
+    }
+
+    pub(super) fn ended(&self) -> &Arc<Vec<EndedTenure>> {
+        &self.ended
+    }
+
+    fn classify(&self, pair: Option<&KvPair>) -> KeyState {
+        let Some(pair) = pair else { return KeyState::Missing };
+        match &pair.session {
+            Some(session) if Some(session) == self.session.as_ref() => {
+                KeyState::Ours { intact: pair.flags == LOCK_FLAGS && pair.value == self.value }
+            }
+            Some(session) => KeyState::Other(session.clone()),
+            None if pair.flags == LOCK_FLAGS => KeyState::Free,
+            None => KeyState::Conflict,
+        }
+    }
+
+    /// Remembers who holds the key, and asks Consul about a session not met before.
+    fn see_holder(&mut self, pair: Option<&KvPair>) {
+        let Some((pair, session)) = pair.and_then(|pair| Some((pair, pair.session.clone()?)))
+        else {
+            return;
+        };
+        if Some(&session) == self.session.as_ref() {
+            return;
+        }
+        if let Some(holder) = self.holder.as_mut().filter(|holder| holder.session == session) {
+            holder.value.clone_from(&pair.value);
+            return;
+        }
+        self.holders_delay = None;
+        self.holder = Some(SeenHolder {
+            session: session.clone(),
+            session_name: None,
+            node: None,
+            value: pair.value.clone(),
+        });
+        let shared = Arc::clone(&self.shared);
+        let read = async move {
+            let read = shared.consul.session(&session, Consistency::Default);
+            shared.attempt(Operation::ReadSession, LOCK, read).await.ok().flatten()
+        };
+        self.holder_call = Some(read.boxed());
+    }
+
+    fn learn_holder(&mut self, info: Option<SessionInfo>) {
+        if let (Some(info), Some(holder)) = (info, self.holder.as_mut())
+            && info.id == holder.session
+        {
+            holder.session_name = Some(info.name.as_str().to_owned());
+            holder.node = Some(info.node.as_str().to_owned());
+            self.holders_delay = Some(info.lock_delay);
+        }
+    }
+
+    fn take_in(&mut self, answer: Answer) -> Option<SessionId> {
+        match answer {
+            Answer::Locked { result: Ok(txn) } => {
+                self.answers.succeeded(Operation::Transaction);
+                return self.lock_judged(&txn);
+            }
+            Answer::Locked { result: Err(error) } => {
+                let class = error.class;
+                let pause = self.backoff.pause(class, self.shared.jitter());
+                self.answers.failed(error);
+                self.on(match class {
+                    Class::UnknownOutcome => Event::LockUnclear,
+                    _ => Event::LockFailed { pause },
+                });
+                if class == Class::Lost {
+                    return self.session.clone();
+                }
+            }
+            Answer::Read { pair, index, session_alive } => {
+                let index = pair.as_ref().map_or(index, |pair| pair.modify_index);
+                let epoch = self.sighted.as_ref().map_or(0, |sighted| sighted.epoch);
+                self.see_holder(pair.as_ref());
+                let seen = Seen { epoch, index, key: self.classify(pair.as_ref()) };
+                self.on(Event::Read { seen, session_alive });
+                if !session_alive {
+                    return self.session.clone();
+                }
+            }
+            Answer::Rewritten(txn) => self.on(match written_index(&txn) {
+                Some(index) => Event::Rewritten(index),
+                None => Event::RewriteRefused,
+            }),
+            Answer::BegunAnew(txn) => match written_index(&txn) {
+                Some(index) => self.on(Event::Locked(index)),
+                None => self.on(Event::Released(None)),
+            },
+            Answer::Released(txn) => self.on(Event::Released(written_index(&txn))),
+        }
+        None
+    }
+
+    fn lock_judged(&mut self, txn: &Txn) -> Option<SessionId> {
+        let refusals = match txn {
+            Txn::Committed(_) => {
+                self.backoff.clear();
+                if let Some(index) = written_index(txn) {
+                    self.on(Event::Locked(index));
+                }
+                return None;
+            }
+            Txn::RolledBack(refusals) => refusals,
+        };
+        let met = |reason: &Refusal| refusals.iter().any(|refusal| refusal.reason == *reason);
+        if met(&Refusal::InvalidSession) {
+            // The session keeper finds out, which may take it a while.
+            let pause = self.backoff.pause(Class::Lost, self.shared.jitter());
+            self.on(Event::LockFailed { pause });
+            return self.session.clone();
+        }
+        self.backoff.clear();
+        self.on(if met(&Refusal::Held) {
+            Event::RefusedHeld
+        } else if met(&Refusal::LockDelay) {
+            Event::RefusedDelay(self.holders_delay)
+        } else {
+            Event::RefusedChanged
+        });
+        None
+    }
+
+    fn on(&mut self, event: Event) {
+        let now = self.shared.clock.now();
+        let before = self.machine.state();
+        let freed = self.machine.freed();
+        let effect = match self.machine.step(event.clone(), now, self.shared.jitter()) {
+            Ok(effect) => effect,
+            Err(illegal) => {
+                debug_assert!(false, "{illegal}");
+                tracing::error!(%illegal, "the lock keeper met an event that cannot be");
+                return;
+            }
+        };
+        let after = self.machine.state();
+        if std::mem::discriminant(&before) != std::mem::discriminant(&after) {
+            // Whatever was under way belonged to the state that is left.
+            self.call = None;
+        }
+        self.record(before, &event, after, now, freed);
+        if let Some(effect) = effect {
+            self.perform(effect);
+        }
+    }
+
+    /// Keeps the history and the metrics.
+    fn record(
+        &mut self,
+        before: State,
+        event: &Event,
+        after: State,
+        now: Instant,
+        freed: Option<Instant>,
+    ) {
+        if let Some((tenure, reason)) = key::ended(before, event, after) {
+            self.remember(tenure, reason);
+        }
+        let token = |state: State| match state {
+            State::Held { tenure, .. } => Some(tenure.token),
+            _ => None,
+        };
+        if token(after).is_some() && token(after) != token(before) && !is_adopting(before) {
+            let since_free = freed.map(|freed| now.since(freed));
+            self.shared.metrics.acquired(now.since(self.contending_since), since_free);
+        }
+        match (before, after) {
+            (_, State::Waiting(waiting)) => self.contending_since = waiting.since,
+            (State::Held { .. }, State::Held { .. }) => {}
+            (_, State::Held { .. } | State::Standby | State::Failed(_)) => self.answers.clear(),
+            _ => {}
+        }
+    }
+
+    fn remember(&mut self, tenure: Tenure, reason: EndReason) {
+        if !reason.is_clean() {
+            self.shared.metrics.lost(reason.as_str());
+        }
+        let ended = Arc::make_mut(&mut self.ended);
+        if ended.len() == REMEMBERED {
+            ended.remove(0);
+        }
+        ended.push(EndedTenure {
+            token: tenure.token,
+            from: self.since,
+            to: self.shared.clock.wall(),
+            reason,
+        });
+    }
+
+    fn render_value(&self) -> Vec<u8> {
+        let value = Value {
+            holder: &self.payload.holder,
+            cluster: &self.payload.cluster,
+            since: self.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            value: &self.payload.value,
+        };
+        serde_json::to_vec(&value).expect("four strings are JSON")
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let Some(session) = self.session.clone() else { return };
+        if let Effect::LockKey(_) | Effect::BeginAnew = effect {
+            self.since = self.shared.clock.wall();
+            self.value = self.render_value();
+        }
+        let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
+        let key = self.key.clone();
+        let ours = |key: Key, value: Vec<u8>| TxnOp::Lock {
+            key,
+            session: session.clone(),
+            value,
+            flags: LOCK_FLAGS,
+        };
+        let lock = ours(key.clone(), self.value.clone());
+        // A free key says nothing of who held it.
+        let unlock = TxnOp::Unlock {
+            key: key.clone(),
+            session: session.clone(),
+            value: Vec::new(),
+            flags: LOCK_FLAGS,
+        };
+        self.call = Some(match effect {
+            Effect::LockKey(expect) => {
+                let check = match expect {
+                    Expect::Missing => TxnOp::CheckNotExists { key },
+                    Expect::Index(index) => TxnOp::CheckIndex { key, index },
+                };
+                acquire(shared, vec![check, lock]).boxed()
+            }
+            Effect::ReadKey => read(shared, answers, key, session.clone()).boxed(),
+            Effect::RewriteKey => {
+                let check = TxnOp::CheckSession { key, session: session.clone() };
+                transact(shared, answers, vec![check, lock], Answer::Rewritten).boxed()
+            }
+            Effect::BeginAnew => {
+                transact(shared, answers, vec![unlock, lock], Answer::BegunAnew).boxed()
+            }
+            Effect::ReleaseKey => transact(shared, answers, vec![unlock], Answer::Released).boxed(),
+        });
+    }
+}
+
+fn is_adopting(state: State) -> bool {
+    matches!(state, State::Adopting(Some(_)))
+}
+
+/// The index of the commit, if there was one.
+fn written_index(txn: &Txn) -> Option<u64> {
+    match txn {
+        Txn::Committed(pairs) => pairs.last().map(|pair| pair.modify_index),
+        Txn::RolledBack(_) => None,
+    }
+}
+
+async fn pending_or<T>(call: &mut Option<BoxFuture<'static, T>>) -> T {
+    match call {
+        Some(call) => call.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn acquire<C: Consul>(shared: Arc<Shared<C>>, steps: Vec<TxnOp>) -> Answer {
+    let transaction = shared.consul.transaction(&steps);
+    Answer::Locked { result: shared.attempt(Operation::Transaction, LOCK, transaction).await }
+}
+
+async fn transact<C: Consul>(
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    steps: Vec<TxnOp>,
+    answer: fn(Txn) -> Answer,
+) -> Answer {
+    let transaction = || shared.consul.transaction(&steps);
+    answer(shared.until_answered(&answers, Operation::Transaction, transaction).await)
+}
+
+/// The key and, where it is not ours, whether our session lives: both consistently.
+async fn read<C: Consul>(
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    key: Key,
+    session: SessionId,
+) -> Answer {
+    let get = || shared.consul.get(&key, Consistency::Consistent);
+    let reading = shared.until_answered(&answers, Operation::ReadKey, get).await;
+    let ours = reading.pair.as_ref().is_some_and(|pair| pair.session.as_ref() == Some(&session));
+    let session_alive = ours || session_lives(&shared, &session).await;
+    Answer::Read { pair: reading.pair, index: reading.index, session_alive }
+}
+
+/// Unless Consul says otherwise within a few attempts, it does: the next renewal will tell.
+async fn session_lives<C: Consul>(shared: &Shared<C>, session: &SessionId) -> bool {
+    let mut backoff = Backoff::default();
+    for _ in 0..3 {
+        let read = shared.consul.session(session, Consistency::Consistent);
+        match shared.attempt(Operation::ReadSession, LOCK, read).await {
+            Ok(info) => return info.is_some(),
+            Err(error) if error.class == Class::Denied => return true,
+            Err(error) => {
+                let pause = backoff.pause(error.class, shared.jitter());
+                shared.clock.sleep_until(shared.clock.now() + pause).await;
+            }
+        }
+    }
+    true
+}

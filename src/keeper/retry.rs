@@ -1,0 +1,83 @@
+//! Repeating a call until Consul answers it.
+
+use std::{future::Future, time::Duration};
+
+use super::shared::{Answers, Shared};
+use crate::consul::{Class, Consul, ConsulError, Operation};
+
+/// The time limit of one attempt.
+const ATTEMPT: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// What somebody has to put right first is asked for less often.
+const LONGEST_PAUSE_DENIED: Duration = Duration::from_secs(10);
+
+/// Pauses between failed attempts: doubling, with jitter.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The pause after one more failure of this class. `jitter` in 0.0..1.0.
+    pub(super) fn pause(&mut self, class: Class, jitter: f64) -> Duration {
+        let longest = match class {
+            Class::Denied | Class::Invalid => LONGEST_PAUSE_DENIED,
+            Class::Transient | Class::UnknownOutcome | Class::Lost => LONGEST_PAUSE,
+        };
+        let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10));
+        self.failures += 1;
+        pause.min(longest).mul_f64(0.5 + jitter / 2.0)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.failures = 0;
+    }
+}
+
+impl<C: Consul> Shared<C> {
+    /// One attempt: `work`, for no longer than `within`. Running out of time leaves the outcome
+    /// open.
+    pub(super) async fn attempt<T>(
+        &self,
+        operation: Operation,
+        within: Duration,
+        work: impl Future<Output = Result<T, ConsulError>>,
+    ) -> Result<T, ConsulError> {
+        match self.clock.timeout(within, work).await {
+            Ok(result) => result,
+            Err(elapsed) => Err(ConsulError {
+                operation,
+                class: Class::UnknownOutcome,
+                message: elapsed.to_string(),
+            }),
+        }
+    }
+
+    /// Attempts until one succeeds; every failure is shown to the claim. For calls that may be
+    /// repeated.
+    pub(super) async fn until_answered<T, F>(
+        &self,
+        answers: &Answers,
+        operation: Operation,
+        mut work: impl FnMut() -> F,
+    ) -> T
+    where
+        F: Future<Output = Result<T, ConsulError>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.attempt(operation, ATTEMPT, work()).await {
+                Ok(answer) => {
+                    answers.succeeded(operation);
+                    return answer;
+                }
+                Err(error) => {
+                    let pause = backoff.pause(error.class, self.jitter());
+                    answers.failed(error);
+                    self.clock.sleep_until(self.clock.now() + pause).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The session keeper: drives the session machine of one claim against Consul and the clock.
+//!
+//! It is not a task of its own: [`SessionKeeper::advance`] is awaited by the claim's task beside the
+//! lock keeper's. At most one call is under way at a time.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+
+use super::{
+    SessionHealth, SessionSettings, SessionView,
+    retry::Backoff,
+    shared::{Answers, Shared},
+};
+use crate::{
+    clock::Instant,
+    consul::{Class, Consistency, Consul, ConsulError, Operation, SessionRequest},
+    lock::session::{Effect, Event, Loss, Session},
+    names::SessionId,
+};
+
+/// The time limit of a creation, with what has to precede it.
+const CREATE: Duration = Duration::from_secs(5);
+
+pub(super) struct SessionKeeper<C> {
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    settings: SessionSettings,
+    state: Session,
+    id: Option<SessionId>,
+    ttl: Duration,
+    /// Send time of the last good renewal or creation.
+    renewed: Option<Instant>,
+    /// When to create or renew next.
+    due: Instant,
+    backoff: Backoff,
+    /// A creation was unclear: sessions of our name that are not ours may turn up.
+    sweep: bool,
+    call: Option<BoxFuture<'static, Answer>>,
+}
+
+/// What became of a call.
+enum Answer {
+    Created {
+        id: SessionId,
+        sent: Instant,
+    },
+    CreateFailed(ConsulError),
+    Renewed {
+        sent: Instant,
+        ttl: Duration,
+    },
+    RenewFailed(ConsulError),
+    /// The session of our name, if there is one.
+    Named(Option<SessionId>),
+    Confirmed {
+        present: bool,
+    },
+    Destroyed,
+}
+
+impl<C: Consul> SessionKeeper<C> {
+    /// `recorded`: the session of an earlier process, to be adopted.
+    pub(super) fn new(
+        shared: Arc<Shared<C>>,
+        answers: Answers,
+        settings: SessionSettings,
+        recorded: Option<SessionId>,
+    ) -> SessionKeeper<C> {
+        let mut keeper = SessionKeeper {
+            ttl: settings.ttl,
+            due: shared.clock.now(),
+            shared,
+            answers,
+            settings,
+            state: Session::Absent,
+            id: recorded,
+            renewed: None,
+            backoff: Backoff::default(),
+            sweep: false,
+            call: None,
+        };
+        if keeper.id.is_some() {
+            keeper.on(Event::Recorded);
+        }
+        keeper
+    }
+
+    pub(super) fn state(&self) -> Session {
+        self.state
+    }
+
+    /// The session's id, once one is known.
+    pub(super) fn id(&self) -> Option<&SessionId> {
+        self.id.as_ref()
+    }
+
+    pub(super) fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
+    /// Settings for the next session. Of no effect on one that exists.
+    pub(super) fn set_settings(&mut self, settings: SessionSettings) {
+        self.settings = settings;
+    }
+
+    /// The instant by which Consul has surely ended the session if nobody renews it any more: in
+    /// practice 2×TTL after the last renewal it can have seen.
+    pub(super) fn gone_by(&self) -> Option<Instant> {
+        self.renewed.map(|sent| sent + self.ttl * 2)
+    }
+
+    /// Creates a session if there is none and one is due.
+    pub(super) fn want(&mut self, now: Instant) {
+        if self.state == Session::Absent && now >= self.due {
+            self.on(Event::CreationDue);
+        }
+    }
+
+    /// Ends the session, once that can be: a creation under way is waited for. No key may be held
+    /// under it.
+    pub(super) fn end(&mut self) {
+        if !matches!(self.state, Session::Absent | Session::Creating | Session::Seeking) {
+            self.on(Event::EndWanted);
+        }
+    }
+
+    /// Consul said elsewhere that it does not know the session `id`.
+    pub(super) fn suspect(&mut self, id: &SessionId) {
+        let alive = matches!(self.state, Session::Live { .. } | Session::Adopting);
+        if alive && self.id.as_ref() == Some(id) {
+            self.on(Event::Missing);
+        }
+    }
+
+    /// Must be called before anything else that happened by `now` is looked at.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if self.state.valid_until().is_some_and(|end| now >= end) {
+            self.on(Event::ValidUntilPassed);
+        }
+    }
+
+    /// When time alone changes something; `creating`: a session is wanted.
+    pub(super) fn next_due(&self, wanted: bool) -> Option<Instant> {
+        match self.state {
+            Session::Absent => wanted.then_some(self.due),
+            Session::Adopting if self.call.is_none() => Some(self.due),
+            Session::Live { valid_until, .. } if self.call.is_none() => {
+                Some(self.due.min(valid_until))
+            }
+            state => state.valid_until(),
+        }
+    }
+
+    /// Sends a renewal if one is due.
+    pub(super) fn tick(&mut self, now: Instant) {
+        let renews = matches!(self.state, Session::Live { .. } | Session::Adopting);
+        if renews && self.call.is_none() && now >= self.due {
+            self.perform(Effect::Renew);
+        }
+    }
+
+    /// Waits for the answer to the call under way, for ever if there is none, and takes it in.
+    /// Cancel-safe: the call stays under way.
+    pub(super) async fn advance(&mut self) {
+        let answer = match &mut self.call {
+            Some(call) => call.await,
+            None => std::future::pending().await,
+        };
+        self.call = None;
+        self.take_in(answer);
+    }
+
+    /// What is shown of it.
+    pub(super) fn view(&self) -> SessionView {
+        let health = match self.state {
+            Session::Live { jeopardy: false, .. } => SessionHealth::Healthy,
+            Session::Live { jeopardy: true, .. } | Session::Confirming { .. } => {
+                SessionHealth::Jeopardy
+            }
+            Session::Lost(_) => SessionHealth::Lost,
+            Session::Absent
+            | Session::Creating
+            | Session::Seeking
+            | Session::Adopting
+            | Session::Ending => SessionHealth::Absent,
+        };
+        SessionView {
+            health,
+            id: self.id.clone(),
+            node: self.settings.node.clone(),
+            ttl: self.ttl,
+            valid_until: self.state.valid_until(),
+        }
+    }
+
+    fn take_in(&mut self, answer: Answer) {
+        match answer {
+            Answer::Created { id, sent } => {
+                self.answers.succeeded(Operation::CreateSession);
+                self.answers.succeeded(Operation::RegisterNode);
+                self.answers.succeeded(Operation::ListSessions);
+                self.id = Some(id);
+                self.ttl = self.settings.ttl;
+                self.good(sent, self.ttl);
+                self.on(Event::Created(sent + self.ttl));
+            }
+            Answer::CreateFailed(error) => {
+                let unclear = error.class == Class::UnknownOutcome
+                    && error.operation == Operation::CreateSession;
+                self.sweep |= unclear;
+                self.failed(error);
+                self.on(if unclear { Event::CreateUnclear } else { Event::CreateFailed });
+            }
+            Answer::Renewed { sent, ttl } => {
+                self.answers.succeeded(Operation::RenewSession);
+                self.good(sent, ttl);
+                self.on(Event::Renewed(sent + ttl));
+            }
+            Answer::RenewFailed(error) if error.class == Class::Lost => self.on(Event::Missing),
+            Answer::RenewFailed(error) => {
+                self.failed(error);
+                self.on(Event::RenewFailed);
+            }
+            Answer::Named(Some(id)) => {
+                self.id = Some(id);
+                self.on(Event::Found);
+            }
+            Answer::Named(None) => self.on(Event::NotFound),
+            Answer::Confirmed { present: true } => {
+                self.due = self.shared.clock.now();
+                self.on(Event::ConfirmedPresent);
+            }
+            Answer::Confirmed { present: false } => self.on(Event::ConfirmedMissing),
+            Answer::Destroyed => {
+                self.due = self.shared.clock.now();
+                self.on(Event::Destroyed);
+            }
+        }
+    }
+
+    /// Renewals go out about every third of the TTL, so that two may fail.
+    fn good(&mut self, sent: Instant, ttl: Duration) {
+        self.backoff.clear();
+        self.renewed = Some(sent);
+        self.ttl = ttl;
+        self.due = sent + (ttl / 3).mul_f64(0.8 + 0.2 * self.shared.jitter());
+    }
+
+    fn failed(&mut self, error: ConsulError) {
+        let pause = self.backoff.pause(error.class, self.shared.jitter());
+        self.due = self.shared.clock.now() + pause;
+        self.answers.failed(error);
+    }
+
+    fn on(&mut self, event: Event) {
+        match self.state.step(event) {
+            Ok((state, effect)) => {
+                let moved = std::mem::discriminant(&state) != std::mem::discriminant(&self.state);
+                if moved {
+                    // Whatever was under way belonged to the state that is left.
+                    self.call = None;
+                    self.entered(state);
+                }
+                self.state = state;
+                if let Some(effect) = effect {
+                    self.perform(effect);
+                }
+            }
+            Err(illegal) => {
+                debug_assert!(false, "{illegal}");
+                tracing::error!(%illegal, "the session keeper met an event that cannot be");
+            }
+        }
+    }
+
+    fn entered(&mut self, state: Session) {
+        match state {
+            Session::Absent
+                if self.state != Session::Creating && self.state != Session::Seeking =>
+            {
+                self.id = None;
+                self.renewed = None;
+            }
+            Session::Lost(Loss::Invalidated) => self.due = self.shared.clock.now(),
+            _ => {}
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let shared = Arc::clone(&self.shared);
+        let answers = self.answers.clone();
+        let settings = self.settings.clone();
+        let Some(id) = self.id.clone() else {
+            self.call = match effect {
+                Effect::Create => Some(create(shared, settings).boxed()),
+                _ => Some(find(shared, answers, settings).boxed()),
+            };
+            return;
+        };
+        self.call = Some(match effect {
+            Effect::Create => create(shared, settings).boxed(),
+            Effect::FindByName => find(shared, answers, settings).boxed(),
+            Effect::Renew => {
+                let left = self.state.valid_until().map(|end| end.since(shared.clock.now()));
+                let within = left.map_or(self.ttl / 4, |left| left.min(self.ttl / 4));
+                let sweep = std::mem::take(&mut self.sweep).then_some(settings);
+                renew(shared, id, within, sweep).boxed()
+            }
+            Effect::Confirm => confirm(shared, answers, id).boxed(),
+            Effect::Destroy => destroy(shared, answers, id).boxed(),
+        });
+    }
+}
+
+async fn create<C: Consul>(shared: Arc<Shared<C>>, settings: SessionSettings) -> Answer {
+    let prepared =
+        shared.attempt(Operation::RegisterNode, CREATE, shared.prepare_node(&settings.node));
+    if let Err(error) = prepared.await {
+        return Answer::CreateFailed(error);
+    }
+    if let Some(id) = shared.take_left_behind(&settings.node, &settings.name) {
+        return Answer::Named(Some(id));
+    }
+    let node = settings.node.clone();
+    let request = SessionRequest {
+        name: settings.name,
+        node: settings.node,
+        ttl: settings.ttl,
+        lock_delay: settings.lock_delay,
+        behavior: settings.behavior,
+        node_checks: settings.node_checks,
+        service_checks: settings.service_checks,
+    };
+    let sent = shared.clock.now();
+    let creation = shared.consul.create_session(&request);
+    match shared.attempt(Operation::CreateSession, CREATE, creation).await {
+        Ok(id) => Answer::Created { id, sent },
+        Err(error) => {
+            if error.message.contains("Missing node registration") {
+                shared.node_is_missing(&node).await;
+            }
+            Answer::CreateFailed(error)
+        }
+    }
+}
+
+async fn renew<C: Consul>(
+    shared: Arc<Shared<C>>,
+    id: SessionId,
+    within: Duration,
+    sweep: Option<SessionSettings>,
+) -> Answer {
+    let sent = shared.clock.now();
+    let renewal = shared.consul.renew_session(&id);
+    let result = shared.attempt(Operation::RenewSession, within, renewal).await;
+    let took = shared.clock.now().since(sent);
+    shared.metrics.renewed(result.as_ref().err().map_or("ok", |error| error.class.as_str()), took);
+    match result {
+        Ok(renewal) => {
+            if let Some(settings) = sweep {
+                // Bounded like the renewal itself, whose good news waits for it.
+                let swept = sweep_doubles(&shared, &settings, &id);
+                shared.clock.timeout(within, swept).await.ok();
+            }
+            Answer::Renewed { sent, ttl: renewal.ttl }
+        }
+        Err(error) => Answer::RenewFailed(error),
+    }
+}
+
+/// Looks for sessions of our name. Of several the first made counts; the others end.
+async fn find<C: Consul>(
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    settings: SessionSettings,
+) -> Answer {
+    let listing = || shared.consul.node_sessions(&settings.node);
+    let sessions = shared.until_answered(&answers, Operation::ListSessions, listing).await;
+    let ours = sessions.into_iter().filter(|session| session.name == settings.name);
+    let id = ours.min_by_key(|session| session.create_index).map(|session| session.id);
+    if let Some(id) = &id {
+        sweep_doubles(&shared, &settings, id).await;
+    }
+    Answer::Named(id)
+}
+
+/// Ends sessions of our name that are not `id`: a creation that was thought to have failed was
+/// carried out late. What cannot be ended now ends by its TTL.
+async fn sweep_doubles<C: Consul>(shared: &Shared<C>, settings: &SessionSettings, id: &SessionId) {
+    let listing = shared.consul.node_sessions(&settings.node);
+    let Ok(sessions) = shared.attempt(Operation::ListSessions, CREATE, listing).await else {
+        return;
+    };
+    let doubles =
+        sessions.into_iter().filter(|session| session.name == settings.name && session.id != *id);
+    for double in doubles {
+        let end = shared.consul.destroy_session(&double.id);
+        if let Err(error) = shared.attempt(Operation::DestroySession, CREATE, end).await {
+            tracing::warn!(session = %double.id, %error, "cannot end a session made twice");
+        }
+    }
+}
+
+async fn confirm<C: Consul>(shared: Arc<Shared<C>>, answers: Answers, id: SessionId) -> Answer {
+    let read = || shared.consul.session(&id, Consistency::Consistent);
+    let session = shared.until_answered(&answers, Operation::ReadSession, read).await;
+    Answer::Confirmed { present: session.is_some() }
+}
+
+async fn destroy<C: Consul>(shared: Arc<Shared<C>>, answers: Answers, id: SessionId) -> Answer {
+    let end = || shared.consul.destroy_session(&id);
+    shared.until_answered(&answers, Operation::DestroySession, end).await;
+    Answer::Destroyed
+}

@@ -1,0 +1,240 @@
+//! Shared prefix watches: one blocking query per prefix observes every key under it.
+//!
+//! Consul answers a blocking query on a prefix with the whole prefix after any change there, so one
+//! parked request stands in for one per lock. The polls read `stale`: they may be behind, and
+//! nothing is decided by them but to ask.
+//!
+//! # Guarantees
+//! A feed shows every lasting state of its key, in order, as soon as the answering server has it
+//! and at most ten times a second.
+//! # Not guaranteed
+//! States that lasted shorter than a poll.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{retry::Backoff, shared::Shared};
+use crate::{
+    clock::Instant,
+    consul::{Blocking, Consistency, Consul, KvPair, Listing},
+    names::Key,
+};
+
+/// How long a poll is parked.
+const WAIT: Duration = Duration::from_secs(30);
+/// What Consul may add to it, and what the network may.
+const SLACK: Duration = Duration::from_secs(5);
+/// Polls are paced by a token bucket: two at once, then one every so often.
+const REFILL: Duration = Duration::from_millis(100);
+const BURST: u32 = 2;
+
+/// A key as a watch saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sighting {
+    /// Rises when Consul's indexes fell.
+    pub(super) epoch: u64,
+    /// The key's `ModifyIndex`; of a missing key the index of the listing.
+    pub(super) index: u64,
+    /// The key, if it exists.
+    pub(super) pair: Option<Arc<KvPair>>,
+}
+
+/// The newest sighting of one key; `None` before the first.
+pub(super) type Feed = watch::Receiver<Option<Sighting>>;
+
+/// All prefix watches of a process. Dropping it ends them.
+pub(super) struct Watches<C> {
+    shared: Arc<Shared<C>>,
+    by_prefix: Mutex<HashMap<Arc<str>, Arc<Mutex<Prefix>>>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What is known of one prefix, and who wants to know.
+#[derive(Default)]
+struct Prefix {
+    epoch: u64,
+    /// The index of the newest listing; `None` before the first.
+    index: Option<u64>,
+    pairs: HashMap<String, Arc<KvPair>>,
+    feeds: HashMap<Key, watch::Sender<Option<Sighting>>>,
+}
+
+impl<C: Consul> Watches<C> {
+    pub(super) fn new(shared: Arc<Shared<C>>) -> Watches<C> {
+        Watches { shared, by_prefix: Mutex::new(HashMap::new()), tasks: Mutex::new(JoinSet::new()) }
+    }
+
+    /// Sightings of `key`, from the watch of `prefix`, which is started if need be and ends when
+    /// its last feed is dropped.
+    pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key) -> Feed {
+        let mut by_prefix = lock(&self.by_prefix);
+        let known = by_prefix.get(prefix).filter(|known| !lock(known).feeds.is_empty());
+        let state = match known {
+            Some(known) => Arc::clone(known),
+            None => {
+                let state = Arc::new(Mutex::new(Prefix::default()));
+                // Subscribed before the poll starts: it ends when it finds nobody listening.
+                let feed = lock(&state).subscribe(key);
+                by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
+                let mut tasks = lock(&self.tasks);
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
+                return feed;
+            }
+        };
+        lock(&state).subscribe(key)
+    }
+}
+
+/// Polls until nobody listens.
+async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mutex<Prefix>>) {
+    let mut backoff = Backoff::default();
+    let mut bucket = Bucket::full(shared.clock.now());
+    let mut after = 0;
+    while lock(&state).is_wanted() {
+        let ready = bucket.take(shared.clock.now());
+        shared.clock.sleep_until(ready).await;
+        let request =
+            shared.consul.watch_prefix(&prefix, Blocking { after, wait: WAIT }, Consistency::Stale);
+        match shared.clock.timeout(WAIT + WAIT / 16 + SLACK, request).await {
+            Ok(Ok(listing)) => {
+                backoff.clear();
+                after = lock(&state).update(listing);
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%prefix, %error, "cannot watch the prefix");
+                let pause = backoff.pause(error.class, shared.jitter());
+                shared.clock.sleep_until(shared.clock.now() + pause).await;
+            }
+            Err(elapsed) => tracing::warn!(%prefix, %elapsed, "cannot watch the prefix"),
+        }
+    }
+}
+
+impl Prefix {
+    fn subscribe(&mut self, key: &Key) -> Feed {
+        if let Some(feed) = self.feeds.get(key) {
+            return feed.subscribe();
+        }
+        let (sender, receiver) = watch::channel(self.sighting(key));
+        self.feeds.insert(key.clone(), sender);
+        receiver
+    }
+
+    /// Forgets feeds that nobody listens to. `false`: none is left, nor will be.
+    fn is_wanted(&mut self) -> bool {
+        self.feeds.retain(|_, feed| !feed.is_closed());
+        !self.feeds.is_empty()
+    }
+
+    fn sighting(&self, key: &Key) -> Option<Sighting> {
+        let listed = self.index?;
+        let pair = self.pairs.get(key.as_str()).cloned();
+        let index = pair.as_ref().map_or(listed, |pair| pair.modify_index);
+        Some(Sighting { epoch: self.epoch, index, pair })
+    }
+
+    /// Takes in a listing and tells the feeds of keys that changed. Returns the index to block on
+    /// next: never 0, which would not block, and 0 again for indexes that fell.
+    fn update(&mut self, listing: Listing) -> u64 {
+        let fell = self.index.is_some_and(|known| listing.index < known);
+        if fell {
+            self.epoch += 1;
+        }
+        self.index = Some(listing.index);
+        self.pairs =
+            listing.pairs.into_iter().map(|pair| (pair.key.clone(), Arc::new(pair))).collect();
+        for (key, feed) in &self.feeds {
+            let now = self.sighting(key);
+            feed.send_if_modified(|known| {
+                let changed = match (&*known, &now) {
+                    (Some(old), Some(new)) => old.epoch != new.epoch || old.pair != new.pair,
+                    _ => true,
+                };
+                if changed {
+                    *known = now;
+                }
+                changed
+            });
+        }
+        if fell { 0 } else { listing.index.max(1) }
+    }
+}
+
+/// A token bucket: [`BURST`] at once, then one every [`REFILL`].
+struct Bucket {
+    /// The instant at which the bucket would be full.
+    full_at: Instant,
+}
+
+impl Bucket {
+    fn full(now: Instant) -> Bucket {
+        Bucket { full_at: now }
+    }
+
+    /// Takes a token; returns when it may be used.
+    fn take(&mut self, now: Instant) -> Instant {
+        self.full_at = self.full_at.max(now) + REFILL;
+        (self.full_at - REFILL * BURST).max(now)
+    }
+}
+
+/// A poisoned lock means that a holder panicked; the panic itself ends the process, so the data
+/// may be read on.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(key: &str, modify_index: u64) -> KvPair {
+        KvPair {
+            key: key.to_owned(),
+            value: Vec::new(),
+            flags: 0,
+            session: None,
+            create_index: 1,
+            modify_index,
+            lock_index: 0,
+        }
+    }
+
+    #[test]
+    fn feed_is_told_of_its_own_key_alone() {
+        let mut prefix = Prefix::default();
+        let (a, b) = (Key::new("p/a").unwrap(), Key::new("p/b").unwrap());
+        let (mut feed_a, mut feed_b) = (prefix.subscribe(&a), prefix.subscribe(&b));
+        prefix.update(Listing { pairs: vec![pair("p/a", 3)], index: 3 });
+        assert_eq!(feed_a.borrow_and_update().clone().unwrap().index, 3);
+        assert_eq!(feed_b.borrow_and_update().clone().unwrap().pair, None);
+        prefix.update(Listing { pairs: vec![pair("p/a", 5)], index: 5 });
+        assert!(feed_a.has_changed().unwrap());
+        assert!(!feed_b.has_changed().unwrap(), "b is as missing as before");
+    }
+
+    #[test]
+    fn fallen_index_starts_a_new_epoch_and_reads_afresh() {
+        let mut prefix = Prefix::default();
+        let key = Key::new("p/a").unwrap();
+        let feed = prefix.subscribe(&key);
+        assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 90)], index: 90 }), 90);
+        assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 7)], index: 7 }), 0);
+        let seen = feed.borrow().clone().unwrap();
+        assert_eq!((seen.epoch, seen.index), (1, 7));
+    }
+
+    #[test]
+    fn bucket_lets_two_through_and_paces_the_rest() {
+        let start = Instant::from_boot(Duration::from_secs(9));
+        let mut bucket = Bucket::full(start);
+        let waits: Vec<_> = (0..4).map(|_| bucket.take(start).since(start)).collect();
+        assert_eq!(waits, [0, 0, 100, 200].map(Duration::from_millis));
+    }
+}

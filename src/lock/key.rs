@@ -1,0 +1,632 @@
+//! The lock machine: what one contender does about one key, under a session whose validity it
+//! borrows.
+//!
+//! ```text
+//! Adopting ----------------.
+//!    |                     v
+//! Waiting -> Acquiring -> Held -> Releasing -> Waiting | Standby
+//!    ^  |       |
+//!    |  |       '-> Unclear (refused, or its fate is open: read, then decide)
+//!    |  '-> Failed
+//! Standby
+//! ```
+//! Calls that an effect asks for are repeated by the driver until they are answered, except
+//! [`Effect::LockKey`], whose every outcome is an event of its own.
+
+use std::time::Duration;
+
+use super::{EndReason, FailReason, Illegal, session::Loss};
+use crate::{
+    clock::Instant,
+    names::{FencingToken, SessionId},
+};
+
+/// After a release that made room for others (`maxHold`), how long not to contend.
+const AFTER_MAX_HOLD: Duration = Duration::from_secs(1);
+/// Between attempts in a lock-delay of unknown length.
+const DELAY_PROBE: Duration = Duration::from_secs(1);
+/// Between attempts after the expected end of a lock-delay.
+const DELAY_OVERDUE: Duration = Duration::from_millis(250);
+/// After losing a race for a free key, times the number of races lost in a row.
+const RACE_BACKOFF: Duration = Duration::from_millis(20);
+/// The most that lost races slow an attempt down.
+const RACE_BACKOFF_MAX: Duration = Duration::from_millis(200);
+
+/// How to contend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Give up after contending for this long.
+    pub timeout: Option<Duration>,
+    /// Give up after one attempt.
+    pub try_once: bool,
+    /// Release a tenure after this long.
+    pub max_hold: Option<Duration>,
+}
+
+/// What the owner of the lock wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// The key.
+    Contend,
+    /// Not the key, for this reason.
+    Stand(EndReason),
+}
+
+/// The key as somebody read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Changes when Consul's indexes fell (a restored snapshot), so that lower ones count again.
+    pub epoch: u64,
+    /// The Raft index of this state: the key's `ModifyIndex`, or of a missing key the index of the
+    /// answer.
+    pub index: u64,
+    /// What the key held.
+    pub key: KeyState,
+}
+
+/// What a key held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// It does not exist.
+    Missing,
+    /// It exists and nobody holds it.
+    Free,
+    /// It exists, nobody holds it, and its flags are not a lock's.
+    Conflict,
+    /// Our session holds it. `intact`: with our flags and our value.
+    Ours {
+        /// Whether flags and value are what we wrote.
+        intact: bool,
+    },
+    /// Another session holds it.
+    Other(SessionId),
+}
+
+/// One unbroken holding of the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// Its identity.
+    pub token: FencingToken,
+    /// When it began.
+    pub since: Instant,
+}
+
+/// Contending, with no attempt under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Since when.
+    pub since: Instant,
+    /// No attempt before this.
+    pub not_before: Instant,
+    /// In a lock-delay; its end, if the holder's lock-delay is known.
+    pub delay: Option<Option<Instant>>,
+    /// Races for the free key lost in a row.
+    pub races_lost: u32,
+}
+
+/// Where a lock stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// An earlier process held or awaited the key under a recorded session.
+    Adopting(Option<Tenure>),
+    /// Not contending.
+    Standby,
+    /// Contending.
+    Waiting(Waiting),
+    /// The acquisition was sent.
+    Acquiring(Waiting),
+    /// The acquisition was refused, or its fate is open; a consistent read was sent.
+    Unclear(Waiting),
+    /// Confirmed by Consul.
+    Held {
+        /// The tenure.
+        tenure: Tenure,
+        /// What is being asked of Consul meanwhile.
+        errand: Option<Errand>,
+    },
+    /// The key is being given up.
+    Releasing(EndReason),
+    /// Given up contending.
+    Failed(FailReason),
+}
+
+/// A call under way while the key is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// The key does not look like ours; a consistent read was sent.
+    Doubt,
+    /// Flags or value are being restored or changed.
+    Rewrite,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The owner wants this now.
+    Wanted(Want),
+    /// The owner wants the key after a failure: its settings changed.
+    Retry,
+    /// There is a valid session.
+    SessionUp,
+    /// The session may not be relied on any more.
+    SessionLost(Loss),
+    /// The key was seen by a watch.
+    Seen(Seen),
+    /// The value to be written changed.
+    ValueChanged,
+    /// Consul locked the key for our session, in a commit of this index.
+    Locked(u64),
+    /// Another session holds the key.
+    RefusedHeld,
+    /// Nobody holds the key and nobody may. The lock-delay of the last holder seen, if known.
+    RefusedDelay(Option<Duration>),
+    /// The key is not what it was when last seen.
+    RefusedChanged,
+    /// The acquisition did not happen, and is not to be tried again for so long.
+    LockFailed {
+        /// How long.
+        pause: Duration,
+    },
+    /// The acquisition may have happened.
+    LockUnclear,
+    /// The consistent read found this; whether Consul still knows our session.
+    Read {
+        /// The key.
+        seen: Seen,
+        /// Whether our session was found.
+        session_alive: bool,
+    },
+    /// Flags and value were written, in a commit of this index.
+    Rewritten(u64),
+    /// Flags and value were not written: the key is not ours.
+    RewriteRefused,
+    /// The key is not ours any more; the index of the commit that freed it, if it was ours.
+    Released(Option<u64>),
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Lock the key, provided that it still is as expected.
+    LockKey(Expect),
+    /// Read key and session consistently, until answered.
+    ReadKey,
+    /// Give the key up and take it again in one commit, for a token that is known; until answered.
+    BeginAnew,
+    /// Write our flags and value to the key that we hold, until answered.
+    RewriteKey,
+    /// Give the key up, until answered.
+    ReleaseKey,
+}
+
+/// What the key has to be for an acquisition to happen: nobody else's data is ever overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// It does not exist.
+    Missing,
+    /// Its `ModifyIndex` is this.
+    Index(u64),
+}
+
+/// A lock of one contender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    state: State,
+    want: Want,
+    settings: Settings,
+    session_up: bool,
+    seen: Option<Seen>,
+    /// When the key was first seen free after somebody held it.
+    freed: Option<Instant>,
+}
+
+impl Lock {
+    /// A lock that contends from `now` on.
+    pub fn contending(settings: Settings, now: Instant) -> Lock {
+        Lock::new(State::Waiting(Waiting::from(now, now)), settings)
+    }
+
+    /// A lock that goes on with what an earlier process recorded.
+    pub fn adopting(settings: Settings, tenure: Option<Tenure>) -> Lock {
+        Lock::new(State::Adopting(tenure), settings)
+    }
+
+    fn new(state: State, settings: Settings) -> Lock {
+        Lock { state, want: Want::Contend, settings, session_up: false, seen: None, freed: None }
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Since when nobody has held the key that somebody held before.
+    pub fn freed(&self) -> Option<Instant> {
+        self.freed
+    }
+
+    /// The key as last seen.
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
+    }
+
+    /// How to contend from now on.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Whether a session is of use to it.
+    pub fn wants_session(&self) -> bool {
+        !matches!(self.state, State::Standby | State::Failed(_))
+    }
+
+    /// When time alone changes something; `None` if it does not.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::Waiting(waiting) => {
+                let attempt =
+                    (self.session_up && self.expect().is_some()).then_some(waiting.not_before);
+                [attempt, self.gives_up(waiting)].into_iter().flatten().min()
+            }
+            State::Held { tenure, .. } => self.settings.max_hold.map(|span| tenure.since + span),
+            _ => None,
+        }
+    }
+
+    /// Carries on after `event`.
+    ///
+    /// `jitter` in 0.0..1.0 spreads contenders that were woken by the same change.
+    ///
+    /// # Errors
+    /// [`Illegal`] for an event that cannot happen in this state, which then stays as it was.
+    pub fn step(
+        &mut self,
+        event: Event,
+        now: Instant,
+        jitter: f64,
+    ) -> Result<Option<Effect>, Illegal> {
+        match &event {
+            Event::Seen(seen) => {
+                if !self.is_news(seen) {
+                    return Ok(None);
+                }
+                self.note(seen.clone(), now);
+            }
+            Event::Read { seen, .. } => self.note(seen.clone(), now),
+            Event::Locked(index) | Event::Rewritten(index) => {
+                self.wrote(*index, KeyState::Ours { intact: true }, now);
+            }
+            Event::Released(Some(index)) => self.wrote(*index, KeyState::Free, now),
+            Event::SessionUp => self.session_up = true,
+            Event::SessionLost(_) => self.session_up = false,
+            Event::Wanted(want) => self.want = *want,
+            _ => {}
+        }
+        let (state, effect) = self.next(event, now, jitter)?;
+        self.state = state;
+        Ok(effect)
+    }
+
+    /// The transitions. `want`, `session_up` and `seen` are already up to date.
+    fn next(
+        &self,
+        event: Event,
+        now: Instant,
+        jitter: f64,
+    ) -> Result<(State, Option<Effect>), Illegal> {
+        use Event as E;
+        use State as S;
+        match (self.state, event) {
+            // What an earlier process left: nothing is decided before Consul was asked.
+            (S::Adopting(tenure), E::SessionUp) => Ok((S::Adopting(tenure), Some(Effect::ReadKey))),
+            (S::Adopting(tenure), E::Read { seen, session_alive }) => {
+                Ok(self.adopt(tenure, &seen.key, session_alive, now))
+            }
+            (S::Adopting(_), E::SessionLost(Loss::Expired)) => Ok(release(EndReason::Expired)),
+            (S::Adopting(_), E::SessionLost(Loss::Invalidated)) => {
+                Ok((self.contend_or_stand(now), None))
+            }
+            (S::Adopting(tenure), E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Tick) => {
+                Ok((S::Adopting(tenure), None))
+            }
+            // The read said the key is ours, and no token is known: it was given up and retaken.
+            (S::Adopting(_), E::Locked(index)) => Ok(self.locked(index, now)),
+            (S::Adopting(_), E::Released(_)) => Ok((self.contend_or_stand(now), None)),
+
+            (S::Standby, E::Wanted(Want::Contend)) => {
+                Ok((S::Waiting(Waiting::from(now, now)), None))
+            }
+            (S::Standby, E::Wanted(Want::Stand(_))) => Ok((S::Standby, None)),
+            (
+                S::Standby,
+                E::SessionUp
+                | E::SessionLost(_)
+                | E::Seen(_)
+                | E::ValueChanged
+                | E::Retry
+                | E::Tick,
+            ) => Ok((S::Standby, None)),
+
+            (S::Waiting(_), E::Wanted(Want::Stand(_))) => Ok((S::Standby, None)),
+            (S::Waiting(waiting), E::Seen(_) | E::SessionUp | E::Tick) => {
+                Ok(self.try_attempt(waiting, now))
+            }
+            (
+                S::Waiting(waiting),
+                E::SessionLost(_) | E::Wanted(Want::Contend) | E::ValueChanged | E::Retry,
+            ) => Ok((S::Waiting(waiting), None)),
+
+            (S::Acquiring(_) | S::Unclear(_), E::Locked(index)) => Ok(self.locked(index, now)),
+            (S::Acquiring(_), E::RefusedHeld) if self.settings.try_once => {
+                Ok((S::Failed(FailReason::Contended), None))
+            }
+            (S::Acquiring(waiting), E::RefusedHeld | E::RefusedChanged) => Ok(look(waiting)),
+            (S::Acquiring(waiting), E::RefusedDelay(delay)) => {
+                Ok(self.delayed(waiting, delay, now, jitter))
+            }
+            (S::Acquiring(waiting), E::LockFailed { pause }) => {
+                Ok((self.back_to(Waiting { not_before: now + pause, ..waiting }), None))
+            }
+            (S::Acquiring(waiting), E::LockUnclear) => {
+                Ok((S::Unclear(waiting), Some(Effect::ReadKey)))
+            }
+            // Still in flight, and perhaps carried out: give up whatever it took.
+            (S::Acquiring(_) | S::Unclear(_), E::SessionLost(Loss::Expired)) => {
+                Ok((S::Releasing(EndReason::Expired), Some(Effect::ReleaseKey)))
+            }
+            (S::Acquiring(waiting) | S::Unclear(waiting), E::SessionLost(Loss::Invalidated)) => {
+                Ok((self.back_to(waiting), None))
+            }
+            (S::Unclear(waiting), E::Read { seen, .. }) => match seen.key {
+                KeyState::Ours { .. } => Ok((S::Unclear(waiting), Some(Effect::RewriteKey))),
+                _ => Ok((self.back_to(waiting.after_race(now, jitter)), None)),
+            },
+            // The key is ours; a lock by its holder answers with the index of the commit.
+            (S::Unclear(_), E::Rewritten(index)) => Ok(self.locked(index, now)),
+            (S::Unclear(waiting), E::RewriteRefused) => Ok(look(waiting)),
+            (
+                state @ (S::Acquiring(_) | S::Unclear(_)),
+                E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::SessionUp | E::Retry | E::Tick,
+            ) => Ok((state, None)),
+
+            (S::Held { .. }, E::Wanted(Want::Stand(reason))) => Ok(release(reason)),
+            (S::Held { .. }, E::SessionLost(Loss::Expired)) => Ok(release(EndReason::Expired)),
+            (S::Held { .. }, E::SessionLost(Loss::Invalidated)) => {
+                Ok((self.contend_or_stand(now), None))
+            }
+            (S::Held { tenure, .. }, E::Tick)
+                if self.settings.max_hold.is_some_and(|span| now >= tenure.since + span) =>
+            {
+                Ok(release(EndReason::MaxHold))
+            }
+            // The errand under way will find out.
+            (held @ S::Held { errand: Some(_), .. }, E::Seen(_)) => Ok((held, None)),
+            (held @ S::Held { tenure, errand: None }, E::Seen(seen)) => Ok(match seen.key {
+                KeyState::Ours { intact: true } => (held, None),
+                KeyState::Ours { intact: false } => rewrite(tenure),
+                _ => doubt(tenure),
+            }),
+            (S::Held { tenure, .. }, E::ValueChanged) => Ok(rewrite(tenure)),
+            (S::Held { tenure, .. }, E::Rewritten(_)) => {
+                Ok((S::Held { tenure, errand: None }, None))
+            }
+            (S::Held { tenure, .. }, E::RewriteRefused) => Ok(doubt(tenure)),
+            (S::Held { tenure, .. }, E::Read { seen, .. }) => match seen.key {
+                KeyState::Ours { intact: true } => Ok((S::Held { tenure, errand: None }, None)),
+                KeyState::Ours { intact: false } => Ok(rewrite(tenure)),
+                _ => Ok((self.contend_or_stand(now), None)),
+            },
+            (
+                held @ S::Held { .. },
+                E::Wanted(Want::Contend) | E::SessionUp | E::Retry | E::Tick,
+            ) => Ok((held, None)),
+
+            (S::Releasing(reason), E::Released(_)) => Ok((self.released(reason, now), None)),
+            (S::Releasing(_), E::SessionLost(Loss::Invalidated)) => {
+                Ok((self.contend_or_stand(now), None))
+            }
+            (
+                releasing @ S::Releasing(_),
+                E::Wanted(_)
+                | E::Seen(_)
+                | E::ValueChanged
+                | E::SessionUp
+                | E::SessionLost(Loss::Expired)
+                | E::Retry
+                | E::Tick,
+            ) => Ok((releasing, None)),
+
+            (S::Failed(_), E::Wanted(Want::Stand(_))) => Ok((S::Standby, None)),
+            (S::Failed(_), E::Retry) => Ok((self.contend_or_stand(now), None)),
+            (
+                failed @ S::Failed(_),
+                E::Wanted(Want::Contend)
+                | E::Seen(_)
+                | E::ValueChanged
+                | E::SessionUp
+                | E::SessionLost(_)
+                | E::Tick,
+            ) => Ok((failed, None)),
+
+            (state, event) => Err(Illegal::new(&state, &event)),
+        }
+    }
+
+    fn adopt(
+        &self,
+        tenure: Option<Tenure>,
+        key: &KeyState,
+        session_alive: bool,
+        now: Instant,
+    ) -> (State, Option<Effect>) {
+        let &KeyState::Ours { intact } = key else { return (self.contend_or_stand(now), None) };
+        match (self.want, tenure) {
+            _ if !session_alive => (self.contend_or_stand(now), None),
+            (Want::Stand(reason), _) => release(reason),
+            (Want::Contend, None) => (State::Adopting(None), Some(Effect::BeginAnew)),
+            (Want::Contend, Some(tenure)) if intact => (State::Held { tenure, errand: None }, None),
+            (Want::Contend, Some(tenure)) => rewrite(tenure),
+        }
+    }
+
+    fn locked(&self, index: u64, now: Instant) -> (State, Option<Effect>) {
+        match self.want {
+            Want::Contend => {
+                let tenure = Tenure { token: FencingToken::new(index), since: now };
+                (State::Held { tenure, errand: None }, None)
+            }
+            // Not wanted any more by the time it came.
+            Want::Stand(reason) => release(reason),
+        }
+    }
+
+    /// An attempt, if one is possible and due; else whatever time has brought.
+    fn try_attempt(&self, waiting: Waiting, now: Instant) -> (State, Option<Effect>) {
+        if self.gives_up(waiting).is_some_and(|end| now >= end) {
+            return (State::Failed(FailReason::AcquireTimeout), None);
+        }
+        match self.expect() {
+            None if self.settings.try_once && self.seen.is_some() => {
+                (State::Failed(FailReason::Contended), None)
+            }
+            // Somebody took it: whatever delay there was is over.
+            None => (State::Waiting(Waiting { delay: None, ..waiting }), None),
+            Some(expect) if self.session_up && now >= waiting.not_before => {
+                (State::Acquiring(waiting), Some(Effect::LockKey(expect)))
+            }
+            Some(_) => (State::Waiting(waiting), None),
+        }
+    }
+
+    fn delayed(
+        &self,
+        waiting: Waiting,
+        holders_delay: Option<Duration>,
+        now: Instant,
+        jitter: f64,
+    ) -> (State, Option<Effect>) {
+        if self.settings.try_once {
+            return (State::Failed(FailReason::Contended), None);
+        }
+        let end = match (self.freed, holders_delay) {
+            (Some(freed), Some(delay)) => Some(freed + delay),
+            _ => None,
+        };
+        let not_before = match end {
+            Some(end) if end > now => end + DELAY_OVERDUE.mul_f64(jitter / 4.0),
+            Some(_) => now + DELAY_OVERDUE.mul_f64(0.5 + jitter / 2.0),
+            None => now + DELAY_PROBE.mul_f64(0.5 + jitter / 2.0),
+        };
+        (self.back_to(Waiting { not_before, delay: Some(end), ..waiting }), None)
+    }
+
+    fn released(&self, reason: EndReason, now: Instant) -> State {
+        match self.want {
+            Want::Stand(_) => State::Standby,
+            Want::Contend if reason == EndReason::MaxHold => {
+                State::Waiting(Waiting::from(now, now + AFTER_MAX_HOLD))
+            }
+            Want::Contend => State::Waiting(Waiting::from(now, now)),
+        }
+    }
+
+    fn contend_or_stand(&self, now: Instant) -> State {
+        self.back_to(Waiting::from(now, now))
+    }
+
+    fn back_to(&self, waiting: Waiting) -> State {
+        match self.want {
+            Want::Contend => State::Waiting(waiting),
+            Want::Stand(_) => State::Standby,
+        }
+    }
+
+    fn gives_up(&self, waiting: Waiting) -> Option<Instant> {
+        self.settings.timeout.map(|span| waiting.since + span)
+    }
+
+    /// What the key would have to be for an acquisition; `None` while it is no use to try.
+    fn expect(&self) -> Option<Expect> {
+        let seen = self.seen.as_ref()?;
+        match seen.key {
+            KeyState::Missing => Some(Expect::Missing),
+            // Ours without a tenure: an acquisition that we gave up on was carried out after all.
+            KeyState::Free | KeyState::Ours { .. } => Some(Expect::Index(seen.index)),
+            KeyState::Conflict | KeyState::Other(_) => None,
+        }
+    }
+
+    /// Whether a watch's sighting is newer than what is known.
+    fn is_news(&self, seen: &Seen) -> bool {
+        self.seen.as_ref().is_none_or(|known| {
+            seen.epoch > known.epoch
+                || (seen.epoch == known.epoch && seen.index >= known.index && seen != known)
+        })
+    }
+
+    /// Our own write is the newest that is known of the key.
+    fn wrote(&mut self, index: u64, key: KeyState, now: Instant) {
+        let epoch = self.seen.as_ref().map_or(0, |seen| seen.epoch);
+        self.note(Seen { epoch, index, key }, now);
+    }
+
+    fn note(&mut self, seen: Seen, now: Instant) {
+        let held = |key: &KeyState| matches!(key, KeyState::Other(_) | KeyState::Ours { .. });
+        let was_held = self.seen.as_ref().is_some_and(|known| held(&known.key));
+        if held(&seen.key) {
+            self.freed = None;
+        } else if was_held {
+            self.freed = Some(now);
+        }
+        self.seen = Some(seen);
+    }
+}
+
+impl Waiting {
+    fn from(since: Instant, not_before: Instant) -> Waiting {
+        Waiting { since, not_before, delay: None, races_lost: 0 }
+    }
+
+    /// After a lost race: the more in a row, the wider the contenders spread.
+    fn after_race(self, now: Instant, jitter: f64) -> Waiting {
+        let spread = (RACE_BACKOFF * self.races_lost.min(100)).min(RACE_BACKOFF_MAX);
+        Waiting { not_before: now + spread.mul_f64(jitter), delay: None, ..self }
+    }
+}
+
+/// The tenure that a step ended, and why: `before` and `after` are the states around `event`.
+pub fn ended(before: State, event: &Event, after: State) -> Option<(Tenure, EndReason)> {
+    let (State::Held { tenure, .. } | State::Adopting(Some(tenure))) = before else {
+        return None;
+    };
+    let reason = match (after, event) {
+        (State::Held { .. } | State::Adopting(_), _) => return None,
+        (State::Releasing(reason), _) => reason,
+        (_, Event::SessionLost(_) | Event::Read { session_alive: false, .. }) => {
+            EndReason::SessionInvalidated
+        }
+        (_, Event::Read { seen, .. }) if seen.key == KeyState::Missing => EndReason::KeyDeleted,
+        _ => EndReason::KeyTaken,
+    };
+    Some((tenure, reason))
+}
+
+/// What a watch said last is not so; ask.
+fn look(waiting: Waiting) -> (State, Option<Effect>) {
+    let races_lost = waiting.races_lost.saturating_add(1);
+    (State::Unclear(Waiting { races_lost, ..waiting }), Some(Effect::ReadKey))
+}
+
+fn release(reason: EndReason) -> (State, Option<Effect>) {
+    (State::Releasing(reason), Some(Effect::ReleaseKey))
+}
+
+fn rewrite(tenure: Tenure) -> (State, Option<Effect>) {
+    (State::Held { tenure, errand: Some(Errand::Rewrite) }, Some(Effect::RewriteKey))
+}
+
+fn doubt(tenure: Tenure) -> (State, Option<Effect>) {
+    (State::Held { tenure, errand: Some(Errand::Doubt) }, Some(Effect::ReadKey))
+}

@@ -1,0 +1,93 @@
+//! Certificates for test servers, from an authority of their own.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+
+use crate::process::BedError;
+
+/// A certificate and its key, as PEM files.
+#[derive(Clone, Debug)]
+pub struct CertFiles {
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its private key, PKCS #8.
+    pub key: PathBuf,
+}
+
+/// A certificate authority whose files are in a folder.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: PathBuf,
+    ca_file: PathBuf,
+}
+
+impl Authority {
+    /// Makes one; its certificate goes to `<name>.pem` in the folder.
+    ///
+    /// # Errors
+    /// The key could not be made, or the file not be written.
+    pub fn create(folder: &Path, name: &str) -> Result<Authority, BedError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let ca_file = folder.join(format!("{name}.pem"));
+        std::fs::write(&ca_file, issuer.pem())?;
+        Ok(Authority { issuer, folder: folder.to_owned(), ca_file })
+    }
+
+    /// The authority's certificate, as a PEM file.
+    #[must_use]
+    pub fn ca_file(&self) -> &Path {
+        &self.ca_file
+    }
+
+    /// A certificate for servers on the loopback addresses, and under the given names.
+    ///
+    /// # Errors
+    /// It could not be made or written.
+    pub fn server(&self, name: &str, names: &[&str]) -> Result<CertFiles, BedError> {
+        let names: Vec<String> = ["localhost"].iter().chain(names).map(|n| (*n).into()).collect();
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        for host in 1..=3 {
+            let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, host));
+            params.subject_alt_names.push(SanType::IpAddress(address));
+        }
+        self.issue(name, params)
+    }
+
+    /// A client certificate: to Kubernetes the common name is the user, the organisation a group.
+    ///
+    /// # Errors
+    /// It could not be made or written.
+    pub fn client(&self, user: &str, group: Option<&str>) -> Result<CertFiles, BedError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, user);
+        if let Some(group) = group {
+            params.distinguished_name.push(DnType::OrganizationName, group);
+        }
+        self.issue(&format!("client-{}", user.replace([':', '/'], "-")), params)
+    }
+
+    fn issue(&self, file: &str, mut params: CertificateParams) -> Result<CertFiles, BedError> {
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        let cert = params.signed_by(&key, &self.issuer)?;
+        let files = CertFiles {
+            cert: self.folder.join(format!("{file}.crt")),
+            key: self.folder.join(format!("{file}.key")),
+        };
+        std::fs::write(&files.cert, cert.pem())?;
+        std::fs::write(&files.key, key.serialize_pem())?;
+        Ok(files)
+    }
+}

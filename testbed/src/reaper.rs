@@ -1,0 +1,164 @@
+//! Ends what this process leaves behind.
+//!
+//! A test that panics in a thread, a static that is never dropped, Ctrl-C, SIGKILL: none of
+//! them runs our destructors. So each process has one *reaper*, a small `sh` child that reads
+//! from a pipe of ours which processes and folders we own. When the pipe is closed, for whatever
+//! reason we ended, it terminates what is still registered and removes the folders. After a
+//! panic it leaves the logs (`*.log`) of those folders behind.
+//!
+//! The reaper ignores the signals of a terminal and lives in a process group of its own.
+
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Reads one order per line; at the end of the input it reaps. Process ids are those of process
+/// groups; `kill` gets them without `--`, which dash does not know. A zombie counts as gone: where
+/// process 1 does not collect orphans it stays for ever.
+const SCRIPT: &str = r#"
+trap '' INT TERM HUP
+newline='
+'
+pids= ; dirs= ; keep_logs=
+without() { # the lines of $1 without the line $2
+    rest=; IFS=$newline
+    for line in $1; do [ "$line" = "$2" ] || rest=$rest$newline$line; done
+    unset IFS
+    printf %s "$rest"
+}
+alive() {
+    kill -0 "-$1" 2>/dev/null || return 1
+    [ -r "/proc/$1/stat" ] || return 0
+    read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+    case ${stat##*)} in ' Z'*) return 1 ;; esac
+}
+while IFS= read -r order; do
+    what=${order#* }
+    case $order in
+    "+pid "*) pids=$pids$newline$what ;;
+    "-pid "*) pids=$(without "$pids" "$what") ;;
+    "+dir "*) dirs=$dirs$newline$what ;;
+    "-dir "*) dirs=$(without "$dirs" "$what") ;;
+    keep-logs) keep_logs=yes ;;
+    esac
+done
+for pid in $pids; do
+    kill -TERM "-$pid" 2>/dev/null
+    kill -CONT "-$pid" 2>/dev/null
+done
+tries=0
+while [ $tries -lt 30 ]; do
+    left=
+    for pid in $pids; do alive "$pid" && left=yes; done
+    [ -n "$left" ] || break
+    tries=$((tries + 1))
+    sleep 0.1
+done
+for pid in $pids; do kill -KILL "-$pid" 2>/dev/null; done
+IFS=$newline
+for dir in $dirs; do
+    if [ -n "$keep_logs" ]; then
+        find "$dir" ! -type d ! -name '*.log' -exec rm -f {} +
+        find "$dir" -depth -type d -exec rmdir {} + 2>/dev/null
+    else
+        rm -rf -- "$dir"
+    fi
+done
+"#;
+
+/// This process's reaper, and what it was told.
+struct Reaper {
+    orders: ChildStdin,
+    folders: Vec<PathBuf>,
+}
+
+impl Reaper {
+    fn start() -> io::Result<Reaper> {
+        let mut child = Command::new("sh")
+            .args(["-c", SCRIPT, "testbed-reaper"])
+            .process_group(0)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        note_panics();
+        // Never waited for: it ends after us.
+        Ok(Reaper { orders, folders: Vec::new() })
+    }
+
+    fn tell(&mut self, order: &str) -> io::Result<()> {
+        self.orders.write_all(format!("{order}\n").as_bytes())
+    }
+}
+
+/// The reaper, started at its first use.
+fn reaper() -> io::Result<MutexGuard<'static, Option<Reaper>>> {
+    static REAPER: OnceLock<Mutex<Option<Reaper>>> = OnceLock::new();
+    let mut reaper =
+        REAPER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if reaper.is_none() {
+        *reaper = Some(Reaper::start()?);
+    }
+    Ok(reaper)
+}
+
+fn with_reaper<T>(order: impl FnOnce(&mut Reaper) -> io::Result<T>) -> io::Result<T> {
+    order(reaper()?.as_mut().ok_or(io::ErrorKind::NotFound)?)
+}
+
+/// The process group `pid` is ours to end.
+///
+/// # Errors
+/// The reaper could not be started or told.
+pub fn owns_process(pid: u32) -> io::Result<()> {
+    with_reaper(|reaper| reaper.tell(&format!("+pid {pid}")))
+}
+
+/// The process group `pid` has ended.
+pub fn forget_process(pid: u32) {
+    // A reaper that is gone reaps nothing, so there is nothing to forget.
+    let _ = with_reaper(|reaper| reaper.tell(&format!("-pid {pid}")));
+}
+
+/// The folder is ours to remove.
+///
+/// # Errors
+/// The reaper could not be started or told.
+pub fn owns_folder(folder: &Path) -> io::Result<()> {
+    with_reaper(|reaper| {
+        reaper.folders.push(folder.to_owned());
+        reaper.tell(&format!("+dir {}", folder.display()))
+    })
+}
+
+/// The folder is gone, or meant to stay.
+pub fn forget_folder(folder: &Path) {
+    let _ = with_reaper(|reaper| {
+        reaper.folders.retain(|known| known != folder);
+        reaper.tell(&format!("-dir {}", folder.display()))
+    });
+}
+
+/// Has the first panic of this process say where the logs of shared servers will be found.
+fn note_panics() {
+    let previous = std::panic::take_hook();
+    let told = std::sync::Once::new();
+    std::panic::set_hook(Box::new(move |panic| {
+        previous(panic);
+        told.call_once(|| {
+            let _ = with_reaper(|reaper| {
+                for folder in &reaper.folders {
+                    crate::say(format!(
+                        "what still runs at the end leaves its logs in {}",
+                        folder.display()
+                    ));
+                }
+                reaper.tell("keep-logs")
+            });
+        });
+    }));
+}
