@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use crate::certs::{Authority, CertFiles};
 use crate::folder::Folder;
 use crate::http::{Reply, request};
 use crate::ports::Port;
-use crate::process::{BedError, Recipe, Server, with_free_ports};
+use crate::process::{BedError, GRACE, Recipe, Server, with_free_ports};
 use crate::tools::Tool;
 
 /// The management token where ACLs are on.
@@ -20,6 +21,9 @@ const MANAGEMENT_TOKEN: &str = "8f1bd6a2-5a5c-4f26-9d0b-4c1f2d9d1e11";
 
 /// How long an agent may take to elect itself on a busy machine.
 const ALLOWED: Duration = Duration::from_secs(60);
+
+/// How long leaving its cluster may take a server; Consul itself drains for five seconds.
+const LEAVE_ALLOWED: Duration = Duration::from_secs(30);
 
 /// What kind of Consul.
 #[derive(Clone, Debug)]
@@ -98,6 +102,18 @@ impl Consul {
         })
     }
 
+    /// One for all tests of this process that leave it as it is and keep to keys and nodes of
+    /// their own; with Consul's defaults but for short TTLs.
+    ///
+    /// # Panics
+    /// It did not come up.
+    pub fn shared() -> &'static Consul {
+        static SHARED: OnceLock<Consul> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            Consul::start(ConsulConfig::default()).unwrap_or_else(|error| panic!("{error}"))
+        })
+    }
+
     /// One that is ready to be started.
     pub(crate) fn prepare(
         config: &ConsulConfig,
@@ -119,7 +135,13 @@ impl Consul {
             program: Tool::Consul.path()?,
             args,
             log: folder.path().join(format!("{node}.log")),
+            env: Vec::new(),
             allowed: ALLOWED,
+            grace: if config.leave_on_terminate {
+                LEAVE_ALLOWED
+            } else {
+                GRACE
+            },
         };
         let http = place.http();
         let name = node.to_owned();
@@ -248,7 +270,7 @@ impl Consul {
         if !reply.ok() {
             return Err(self.refused("leave", &reply));
         }
-        self.server.wait_ended(Duration::from_secs(30)).map(drop)
+        self.server.wait_ended(LEAVE_ALLOWED).map(drop)
     }
 
     fn refused(&self, attempt: &str, reply: &Reply) -> BedError {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rcgen::KeyPair;
@@ -11,7 +12,7 @@ use crate::certs::{Authority, CertFiles};
 use crate::folder::Folder;
 use crate::http::request;
 use crate::ports::Port;
-use crate::process::{BedError, Recipe, Server, with_free_ports};
+use crate::process::{BedError, GRACE, Recipe, Server, with_free_ports};
 use crate::tools::Tool;
 use crate::wait::wait_for;
 
@@ -43,6 +44,16 @@ impl ControlPlane {
     pub fn start() -> Result<ControlPlane, BedError> {
         Tool::Kubectl.path()?; // together with the servers, rather than while they wait
         with_free_ports(ControlPlane::start_once)
+    }
+
+    /// One for all tests of this process that leave it running and keep to namespaces of their
+    /// own.
+    ///
+    /// # Panics
+    /// It did not come up.
+    pub fn shared() -> &'static ControlPlane {
+        static SHARED: OnceLock<ControlPlane> = OnceLock::new();
+        SHARED.get_or_init(|| ControlPlane::start().unwrap_or_else(|error| panic!("{error}")))
     }
 
     fn start_once() -> Result<ControlPlane, BedError> {
@@ -152,7 +163,9 @@ fn start_etcd(folder: &Folder, [client, peer]: &[Port; 2]) -> Result<Server, Bed
         .map(Into::into)
         .to_vec(),
         log: folder.path().join("etcd.log"),
+        env: Vec::new(),
         allowed: ETCD_ALLOWED,
+        grace: GRACE,
     };
     let address = ([127, 0, 0, 1], client.number()).into();
     Server::start(recipe, move || {
@@ -193,14 +206,15 @@ fn apiserver_recipe(
         format!("--service-cluster-ip-range={SERVICE_RANGE}"),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--allow-privileged=true".to_owned(),
-        "--watch-cache=true".to_owned(),
     ];
     Ok(Recipe {
         name: "kube-apiserver".to_owned(),
         program: Tool::KubeApiserver.path()?,
         args: args.map(Into::into).to_vec(),
         log: folder.path().join("kube-apiserver.log"),
+        env: Vec::new(),
         allowed: APISERVER_ALLOWED,
+        grace: GRACE,
     })
 }
 

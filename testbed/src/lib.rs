@@ -21,6 +21,7 @@ mod folder;
 mod http;
 mod ports;
 mod process;
+mod proxy;
 
 pub mod reaper;
 pub mod tools;
@@ -35,4 +36,5 @@ pub use http::{Reply, request};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};
 
+pub use proxy::{Answer, Fault, Proxy};
 pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_for};

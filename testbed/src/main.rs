@@ -1,8 +1,10 @@
 //! `testbed`: the test bed from a shell. `make` calls it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use testbed::tools::{Tool, ToolError};
+use testbed::{BedError, Folder, Recipe, Server};
 
 const USAGE: &str =
     "usage: testbed tools    find or build every server and tool, and say where they are";
@@ -12,6 +14,8 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.as_slice() {
         ["tools"] => tools().map_err(|error| error.to_string()),
+        // For the test of the reaper alone: ends badly while a server runs.
+        ["end-badly", how] => end_badly(how).map_err(|error| error.to_string()),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {
@@ -28,4 +32,38 @@ fn tools() -> Result<(), ToolError> {
         println!("{:<15} {}", tool.name(), tool.path()?.display());
     }
     Ok(())
+}
+
+/// Starts a server that does not listen to SIGTERM, says where it is, and then panics, or waits
+/// to be killed.
+fn end_badly(how: &str) -> Result<(), BedError> {
+    let folder = Folder::new("end-badly")?;
+    let recipe = Recipe {
+        name: "stubborn".to_owned(),
+        program: "sh".into(),
+        args: ["-c", "trap '' TERM; echo alive; while :; do sleep 1; done"]
+            .map(Into::into)
+            .into(),
+        log: folder.path().join("stubborn.log"),
+        env: Vec::new(),
+        allowed: Duration::from_secs(10),
+        grace: Duration::ZERO,
+    };
+    let log = recipe.log.clone();
+    let server = Server::start(recipe, move || match std::fs::read_to_string(&log) {
+        Ok(text) if text.contains("alive") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    folder.write("data", "")?;
+    println!(
+        "{} {}",
+        server.pid().unwrap_or_default(),
+        folder.path().display()
+    );
+    // As a static would: no destructor runs.
+    let _leaked = Box::leak(Box::new((server, folder)));
+    assert!(how != "panic", "on purpose");
+    loop {
+        std::thread::park();
+    }
 }

@@ -16,8 +16,14 @@ use crate::tools::ToolError;
 use crate::wait::{Deadline, Heartbeat, pause, wait_for};
 use crate::{TimedOut, reaper};
 
-/// How long a server may take to end after SIGTERM, before SIGKILL.
-const GRACE: Duration = Duration::from_secs(3);
+/// How long most servers may take to end after SIGTERM, before SIGKILL.
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
+
+/// The same for one that is dropped: nobody cares any more how it ends.
+const GRACE_AT_DROP: Duration = Duration::from_secs(1);
+
+/// How long the kernel may take to end a killed process on a busy machine.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for a line before it becomes the server, so that the reaper knows the process before it
 /// does anything: if we are killed in between, the line never comes.
@@ -132,10 +138,14 @@ pub struct Recipe {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// Variables beside those of this process.
+    pub env: Vec<(String, String)>,
     /// Where its output goes, one start after the other.
     pub log: PathBuf,
     /// How long it may take until it is ready.
     pub allowed: Duration,
+    /// How long it may take to end after SIGTERM, before SIGKILL.
+    pub grace: Duration,
 }
 
 /// Looks once whether a server is ready; says what is missing if not.
@@ -210,6 +220,7 @@ impl Server {
             .args(["-c", GATE, "sh"])
             .arg(&self.recipe.program)
             .args(&self.recipe.args)
+            .envs(self.recipe.env.iter().cloned())
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
@@ -318,7 +329,7 @@ impl Server {
     /// It does not run.
     pub fn kill(&self) -> Result<(), BedError> {
         self.signal(Signal::KILL, "SIGKILL")?;
-        self.wait_ended(GRACE).map(drop)
+        self.wait_ended(KILL_PATIENCE).map(drop)
     }
 
     /// Ends it: SIGTERM, and SIGKILL when it takes too long. One that has ended is left alone.
@@ -326,12 +337,16 @@ impl Server {
     /// # Errors
     /// It would not even end by SIGKILL.
     pub fn stop(&self) -> Result<(), BedError> {
+        self.stop_within(self.recipe.grace)
+    }
+
+    fn stop_within(&self, grace: Duration) -> Result<(), BedError> {
         if self.reap_if_ended()?.is_some() || self.pid().is_none() {
             return Ok(());
         }
         self.terminate()?;
         self.resume()?; // one that is frozen hears nothing
-        match self.wait_ended(GRACE) {
+        match self.wait_ended(grace) {
             Err(BedError::TimedOut(_)) => self.kill(),
             ended => ended.map(drop),
         }
@@ -399,7 +414,7 @@ impl std::fmt::Debug for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(error) = self.stop() {
+        if let Err(error) = self.stop_within(GRACE_AT_DROP) {
             crate::say(format!("{} may still run: {error}", self.name()));
         }
     }

@@ -15,7 +15,8 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Reads one order per line; at the end of the input it reaps. Process ids are those of process
-/// groups. A zombie counts as gone: where process 1 does not collect orphans it stays for ever.
+/// groups; `kill` gets them without `--`, which dash does not know. A zombie counts as gone: where
+/// process 1 does not collect orphans it stays for ever.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 newline='
@@ -28,7 +29,7 @@ without() { # the lines of $1 without the line $2
     printf %s "$rest"
 }
 alive() {
-    kill -0 -- "-$1" 2>/dev/null || return 1
+    kill -0 "-$1" 2>/dev/null || return 1
     [ -r "/proc/$1/stat" ] || return 0
     read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
     case ${stat##*)} in ' Z'*) return 1 ;; esac
@@ -44,8 +45,8 @@ while IFS= read -r order; do
     esac
 done
 for pid in $pids; do
-    kill -TERM -- "-$pid" 2>/dev/null
-    kill -CONT -- "-$pid" 2>/dev/null
+    kill -TERM "-$pid" 2>/dev/null
+    kill -CONT "-$pid" 2>/dev/null
 done
 tries=0
 while [ $tries -lt 30 ]; do
@@ -55,7 +56,7 @@ while [ $tries -lt 30 ]; do
     tries=$((tries + 1))
     sleep 0.1
 done
-for pid in $pids; do kill -KILL -- "-$pid" 2>/dev/null; done
+for pid in $pids; do kill -KILL "-$pid" 2>/dev/null; done
 IFS=$newline
 for dir in $dirs; do
     if [ -n "$keep_logs" ]; then

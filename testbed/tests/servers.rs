@@ -1,6 +1,15 @@
 //! The servers come up and answer.
 
-use testbed::{Consul, ConsulCluster, ConsulClusterConfig, ConsulConfig, ControlPlane};
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use testbed::{
+    Answer, Consul, ConsulCluster, ConsulClusterConfig, ConsulConfig, ControlPlane, Fault, Proxy,
+    wait_for,
+};
 
 #[test]
 fn consul_answers_and_keeps_its_data_over_a_kill() {
@@ -34,6 +43,60 @@ fn consul_with_tls_and_acls_wants_a_certificate_and_a_token() {
     assert!(consul.unix_socket().exists());
 }
 
+/// Starts a command and hands out the lines that it prints.
+fn lines_of(command: &mut Command) -> (Child, impl Iterator<Item = String> + use<>) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines.map(Result::unwrap))
+}
+
+fn wait_for_end(mut child: Child) {
+    drop(child.stdin.take());
+    let ended = wait_for("its end", Duration::from_secs(20), || {
+        child.try_wait().unwrap()
+    });
+    assert!(ended.unwrap().success());
+}
+
+#[test]
+fn consuls_own_go_client_locks_and_hears_of_a_cut_through_a_proxy() {
+    let consul = Consul::start(ConsulConfig::default()).unwrap();
+    let proxy = Proxy::http(consul.http()).unwrap();
+    let lock = || {
+        let mut command = consul.api_lock(["-ttl", "10s", "some/key"]).unwrap();
+        command.env("CONSUL_HTTP_ADDR", proxy.address().to_string());
+        lines_of(&mut command)
+    };
+
+    let (child, mut lines) = lock();
+    assert!(lines.next().unwrap().starts_with("locked "));
+    wait_for_end(child);
+    assert_eq!(lines.next().unwrap(), "unlocked");
+    assert_eq!(proxy.requests("PUT /v1/session/create"), 1);
+
+    proxy.answer_next(
+        1,
+        "GET /v1/kv/some/key",
+        Answer::Late(Duration::from_millis(50)),
+    );
+    let (child, mut lines) = lock();
+    assert!(lines.next().unwrap().starts_with("locked "));
+    proxy.set(Fault::Cut);
+    assert_eq!(lines.next().unwrap(), "lost");
+    wait_for_end(child);
+    let closed = || (proxy.open_connections() == 0).then_some(());
+    wait_for(
+        "the end of its connections",
+        Duration::from_secs(10),
+        closed,
+    )
+    .unwrap();
+}
+
 #[test]
 fn a_cluster_of_three_elects_another_leader() {
     let cluster = ConsulCluster::start(&ConsulClusterConfig::default()).unwrap();
@@ -65,6 +128,17 @@ fn the_control_plane_answers_and_knows_who_may_do_what() {
         .unwrap();
     let answer = ask.env("KUBECONFIG", nobody).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "no\n");
+
+    let proxy = Proxy::tcp(kubernetes.address()).unwrap();
+    let through = kubernetes
+        .kubeconfig_through(proxy.address().port())
+        .unwrap();
+    let mut ask = kubernetes.kubectl(["get", "--raw", "/readyz"]).unwrap();
+    assert_eq!(
+        ask.env("KUBECONFIG", through).output().unwrap().stdout,
+        b"ok"
+    );
+    assert!(proxy.connections() > 0);
 
     kubernetes.apiserver().restart().unwrap();
     assert!(

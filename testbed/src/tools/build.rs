@@ -59,7 +59,7 @@ impl Cached {
         }
         let module = self.tool.module();
         say(format!(
-            "building {} from {} ({why}); takes about {} the first time",
+            "building {} from {} ({why}); takes {} the first time",
             self.tool.name(),
             module.folder,
             module.takes
@@ -93,17 +93,14 @@ impl Cached {
     /// Builds into a folder of its own and moves that to its place when all is there.
     fn build_aside(&self) -> Result<(), ToolError> {
         let aside = self.folder.with_extension("building");
-        let prepare = || {
-            if aside.exists() {
-                fs::remove_dir_all(&aside)?; // of a build that was interrupted
-            }
-            fs::create_dir(&aside)
-        };
-        prepare().map_err(|error| self.io(error))?;
+        self.remove_leftovers()
+            .and_then(|()| fs::create_dir(&aside))
+            .map_err(|e| self.io(e))?;
         let log = aside.join("build.log");
         if !self.run_go(&aside, &log)? {
             let output = folder::tail(&log);
             let module = self.source.clone();
+            self.remove_leftovers().map_err(|error| self.io(error))?;
             return Err(ToolError::Build {
                 tool: self.tool.name(),
                 module,
@@ -111,6 +108,20 @@ impl Cached {
             });
         }
         fs::rename(&aside, &self.folder).map_err(|error| self.io(error))
+    }
+
+    /// Removes what failed and interrupted builds left. We hold the lock: nobody builds there.
+    fn remove_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.folder.with_file_name(""))? {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "building")
+            {
+                fs::remove_dir_all(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether `go build` succeeded.
@@ -153,7 +164,7 @@ impl Cached {
             }
             alive.beat(|waited| {
                 format!(
-                    "still building {} ({} s so far, about {} in all)",
+                    "still building {} ({} s so far, {} in all)",
                     self.tool.name(),
                     waited.as_secs(),
                     self.tool.module().takes

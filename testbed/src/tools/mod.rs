@@ -95,7 +95,7 @@ const ETCD: Module = Module {
     folder: "tools/etcd",
     package: "tool",
     ldflags: "-s -w",
-    takes: "half a minute",
+    takes: "a minute",
 };
 const KUBERNETES: Module = Module {
     name: "kubernetes",

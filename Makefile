@@ -1,0 +1,64 @@
+# What one does with this repository. `make help` lists it.
+
+# The commands, so that a wrapper can be put before them.
+CARGO ?= cargo
+GO ?= go
+
+# Peers that tests and benchmarks run beside us, written in Go.
+PEERS := benches/peers/api-lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint generate tools bench need-rust need-lints need-go need-cc
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: tools ## start the servers, the controller and a story to watch
+	$(CARGO) build --locked
+	$(CARGO) run --quiet --locked --package testbed -- demo
+
+test: tools ## run every test, from unit tests to real servers
+	$(CARGO) test --locked --workspace
+
+lint: need-lints need-go need-cc ## check format, lints, and what we depend on
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	@for peer in $(PEERS); do \
+		echo "gofmt and go vet: $$peer"; \
+		unformatted=$$(gofmt -l $$peer) || exit 1; \
+		[ -z "$$unformatted" ] || { echo "not formatted by gofmt: $$unformatted"; exit 1; }; \
+		( cd $$peer && $(GO) vet -mod=readonly ./... ) || exit 1; \
+	done
+	@if command -v cargo-deny >/dev/null; then \
+		echo "cargo deny"; $(CARGO) deny --locked check bans licenses sources; \
+	else \
+		echo "NOT CHECKED: bans, licences and sources (deny.toml), for want of cargo-deny:" \
+			"cargo install --locked cargo-deny"; \
+	fi
+
+generate: need-rust need-cc ## write crds/ anew from the Rust types
+	@mkdir -p crds
+	$(CARGO) run --quiet --locked -- crd > crds/consullocks.yaml.new
+	mv crds/consullocks.yaml.new crds/consullocks.yaml
+
+tools: need-rust need-go need-cc ## find or build the servers; minutes the first time
+	$(CARGO) run --quiet --locked --package testbed -- tools
+
+bench: tools ## measure speed, side by side with the peers
+	$(CARGO) bench --locked
+
+need-rust:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later," \
+		"https://rustup.rs (Debian: apt install rustup, then rustup default stable)"; exit 1; }
+
+need-lints: need-rust
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || { \
+		echo "rustfmt or clippy is missing: rustup component add rustfmt clippy"; exit 1; }
+
+need-go:
+	@command -v $(GO) >/dev/null || { echo "go is missing: install Go 1.26 or later," \
+		"https://go.dev/dl (Debian: apt install golang; an older Go fetches the right one)"; exit 1; }
+
+need-cc:
+	@command -v cc >/dev/null || { echo "a C compiler is missing" \
+		"(Debian: apt install gcc libc6-dev)"; exit 1; }
