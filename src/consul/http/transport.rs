@@ -120,6 +120,10 @@ impl Transport {
                 format!("no answer within {limit:?}"),
             )),
         };
+        // The connection goes back to the pool in tasks of its own. A call that got our turn before
+        // that would open another one.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
         drop(permit);
         reply.map_err(|error| match &token {
             Some(token) => ConsulError {
