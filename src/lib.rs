@@ -48,6 +48,7 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod consul;
+pub mod controller;
 pub mod keeper;
 pub mod lock;
 pub mod names;

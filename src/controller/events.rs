@@ -1,0 +1,312 @@
+//! Kubernetes events: told when something changed, and at no other time.
+//!
+//! [`news`] compares two statuses and is pure; [`Publisher`] tells. A cache of what was told, as
+//! kube's recorder keeps one, is not needed for that.
+//!
+//! # Not guaranteed
+//! That an event arrives: a walk never waits for one, and fails over none.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::events::v1::Event,
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta},
+};
+use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc;
+use tracing::Instrument;
+
+use super::writer::Writer;
+use crate::{
+    api::{ConsulLock, ConsulLockStatus},
+    telemetry::logs,
+};
+
+/// Events that wait to be told. More are dropped.
+const WAITING: usize = 1024;
+/// Events that are told at once.
+const AT_ONCE: usize = 4;
+/// Kubernetes allows a kilobyte.
+const NOTE_BYTES: usize = 1000;
+
+/// One thing worth telling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    pub(super) warning: bool,
+    pub(super) reason: &'static str,
+    pub(super) note: String,
+}
+
+impl News {
+    fn new(warning: bool, reason: &'static str, note: impl Into<String>) -> News {
+        let mut note = note.into();
+        while note.len() > NOTE_BYTES {
+            note.pop();
+        }
+        News { warning, reason, note }
+    }
+
+    /// The claim went without a clean release.
+    pub(super) fn deleted_without_release(claim: &ConsulLock) -> News {
+        let status = claim.status.as_ref();
+        let session = status.and_then(|status| status.session.as_ref());
+        let id = session.and_then(|s| s.id.as_deref()).unwrap_or("(unknown)");
+        let limit = status.and_then(|status| status.guarantee.as_ref());
+        let limit =
+            limit.map_or_else(String::new, |limit| format!(" within {}", limit.failover_max));
+        let note = format!(
+            "Consul was away: the key could not be released; session {id} ends by itself{limit} \
+             of its last renewal"
+        );
+        News::new(true, "DeletedWithoutRelease", note)
+    }
+}
+
+/// What changed from one status to the next.
+pub(super) fn news(previous: Option<&ConsulLockStatus>, next: &ConsulLockStatus) -> Vec<News> {
+    let none = ConsulLockStatus::default();
+    let previous = previous.unwrap_or(&none);
+    let mut news = ended(previous, next);
+    news.extend(acquired(previous, next));
+    news.extend(standing(previous, next));
+    news.extend(reachability(previous, next));
+    news
+}
+
+fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
+    let token = next.fencing_token.as_ref()?;
+    if previous.fencing_token.as_ref() == Some(token) {
+        return None;
+    }
+    let key = next.key.as_deref().unwrap_or_default();
+    let note = format!("holds {key} with fencing token {token}");
+    Some(News::new(false, "Acquired", note))
+}
+
+/// Tenures that ended since.
+fn ended(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Vec<News> {
+    let known = |token: &str| previous.history.iter().any(|past| past.token == token);
+    let ended = next.history.iter().filter(|past| !known(&past.token)).rev();
+    ended
+        .map(|past| {
+            let by_wish = matches!(past.reason.as_str(), "Paused" | "Stopped" | "MaxHold");
+            let verb = if by_wish { "Released" } else { "Lost" };
+            let note = format!("the tenure with token {} ended: {}", past.token, past.reason);
+            News::new(!by_wish, verb, note)
+        })
+        .collect()
+}
+
+/// A change of phase or reason that somebody may wait for.
+fn standing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
+    let ready = ready(next)?;
+    let before = self::ready(previous).map(|before| before.reason.as_str());
+    let same = before == Some(ready.reason.as_str()) && previous.phase == next.phase;
+    if same {
+        return None;
+    }
+    let (warning, reason) = match ready.reason.as_str() {
+        "HeldElsewhere" => (false, "Waiting"),
+        "LockDelay" => (false, "LockDelay"),
+        "Paused" => (false, "Paused"),
+        "KeyConflict" => (true, "KeyConflict"),
+        "KeyNotAllowed" => (true, "KeyNotAllowed"),
+        "InvalidSpec" => (true, "InvalidSpec"),
+        "AcquireTimeout" => (true, "AcquireTimeout"),
+        "Contended" => (true, "Contended"),
+        "ConsulDenied" => (true, "ConsulDenied"),
+        "ConsulRefused" => (true, "ConsulRefused"),
+        _ => return None,
+    };
+    Some(News::new(warning, reason, &ready.message))
+}
+
+fn reachability(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
+    let named = |status: &ConsulLockStatus| condition(status, "ConsulReachable").cloned();
+    let before = named(previous).map(|condition| condition.status);
+    let now = named(next)?;
+    match (before.as_deref(), now.status.as_str()) {
+        (Some("False"), "True") => Some(News::new(false, "ConsulReachable", now.message)),
+        (Some("False"), _) => None,
+        (_, "False") => Some(News::new(true, "ConsulUnreachable", now.message)),
+        _ => None,
+    }
+}
+
+fn ready(status: &ConsulLockStatus) -> Option<&Condition> {
+    condition(status, "Ready")
+}
+
+fn condition<'a>(status: &'a ConsulLockStatus, name: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|c| c.type_ == name)
+}
+
+/// Tells news, a few at a time.
+pub(super) struct Publisher {
+    waiting: mpsc::Sender<Event>,
+    instance: String,
+}
+
+impl Publisher {
+    /// A publisher, and what has to be polled for it to get anything done.
+    pub(super) fn new(
+        writer: Arc<Writer>,
+        instance: String,
+    ) -> (Publisher, impl Future<Output = ()>) {
+        let (waiting, mut received) = mpsc::channel(WAITING);
+        let events = stream::poll_fn(move |context| received.poll_recv(context));
+        let work = events.for_each_concurrent(AT_ONCE, move |event: Event| {
+            let writer = Arc::clone(&writer);
+            let regarding = event.regarding.as_ref();
+            let name = regarding.and_then(|about| about.name.as_deref());
+            let namespace = event.metadata.namespace.as_deref();
+            let span = logs::claim_span(namespace.unwrap_or_default(), name.unwrap_or_default());
+            async move {
+                if let Err(error) = writer.create_event(&event).await {
+                    tracing::debug!(%error, "an event could not be told");
+                }
+            }
+            .instrument(span)
+        });
+        (Publisher { waiting, instance }, work)
+    }
+
+    /// Tells it, if there is room; logs it in any case.
+    pub(super) fn tell(&self, claim: &ConsulLock, news: &News, wall: Timestamp) {
+        if news.warning {
+            tracing::warn!(reason = news.reason, "{}", news.note);
+        } else {
+            tracing::info!(reason = news.reason, "{}", news.note);
+        }
+        let event = event(claim, news, wall, &self.instance);
+        if self.waiting.try_send(event).is_err() {
+            tracing::debug!(reason = news.reason, "too many events; this one is dropped");
+        }
+    }
+}
+
+fn event(claim: &ConsulLock, news: &News, wall: Timestamp, instance: &str) -> Event {
+    let kind = if news.warning { "Warning" } else { "Normal" };
+    Event {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}.", claim.name_any())),
+            namespace: claim.namespace(),
+            ..ObjectMeta::default()
+        },
+        action: Some("Lock".to_owned()),
+        event_time: Some(MicroTime(wall)),
+        note: Some(news.note.clone()),
+        reason: Some(news.reason.to_owned()),
+        regarding: Some(claim.object_ref(&())),
+        reporting_controller: Some("consullock.dev/controller".to_owned()),
+        reporting_instance: Some(instance.chars().take(128).collect()),
+        type_: Some(kind.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::sample::{claim_with_status, held_status, wall};
+
+    fn status(value: serde_json::Value) -> ConsulLockStatus {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn with_condition(name: &str, truth: &str, reason: &str, phase: &str) -> ConsulLockStatus {
+        status(json!({
+            "phase": phase,
+            "conditions": [{
+                "type": name, "status": truth, "reason": reason, "message": "why",
+                "lastTransitionTime": "2026-01-02T03:04:05Z",
+            }],
+        }))
+    }
+
+    fn told(
+        previous: Option<&ConsulLockStatus>,
+        next: &ConsulLockStatus,
+    ) -> Vec<(bool, &'static str)> {
+        let news = news(previous, next);
+        news.iter().map(|news| (news.warning, news.reason)).collect()
+    }
+
+    #[test]
+    fn a_tenure_is_told_once() {
+        let held = status(held_status());
+        assert_eq!(told(None, &held), [(false, "Acquired")]);
+        assert_eq!(told(Some(&held), &held), []);
+    }
+
+    #[test]
+    fn the_end_of_a_tenure_is_told_with_its_reason() {
+        let held = status(held_status());
+        for (reason, expected) in [
+            ("Paused", (false, "Released")),
+            ("MaxHold", (false, "Released")),
+            ("Expired", (true, "Lost")),
+            ("KeyTaken", (true, "Lost")),
+        ] {
+            let mut ended = held_status();
+            ended["fencingToken"].take();
+            ended["history"] = json!([{
+                "holder": "shop/billing", "token": "41", "reason": reason,
+                "from": "2026-01-02T03:04:05Z", "to": "2026-01-02T03:05:05Z",
+            }]);
+            let ended = status(ended);
+            assert_eq!(told(Some(&held), &ended), [expected]);
+            assert_eq!(told(Some(&ended), &ended), []);
+            assert!(news(Some(&held), &ended)[0].note.contains(reason));
+        }
+    }
+
+    #[test]
+    fn changes_of_standing_are_told_and_repetitions_are_not() {
+        for (reason, phase, expected) in [
+            ("HeldElsewhere", "Waiting", (false, "Waiting")),
+            ("LockDelay", "LockDelay", (false, "LockDelay")),
+            ("KeyConflict", "Waiting", (true, "KeyConflict")),
+            ("KeyNotAllowed", "Failed", (true, "KeyNotAllowed")),
+            ("AcquireTimeout", "Failed", (true, "AcquireTimeout")),
+            ("ConsulDenied", "Waiting", (true, "ConsulDenied")),
+        ] {
+            let next = with_condition("Ready", "False", reason, phase);
+            assert_eq!(told(None, &next), [expected]);
+            assert_eq!(told(Some(&next), &next), []);
+        }
+    }
+
+    #[test]
+    fn consul_going_and_coming_is_told() {
+        let seen = |truth| with_condition("ConsulReachable", truth, "r", "Waiting");
+        let (gone, back, unknown) = (seen("False"), seen("True"), seen("Unknown"));
+        assert_eq!(told(Some(&back), &gone), [(true, "ConsulUnreachable")]);
+        assert_eq!(told(None, &gone), [(true, "ConsulUnreachable")]);
+        assert_eq!(told(Some(&gone), &back), [(false, "ConsulReachable")]);
+        assert_eq!(told(Some(&unknown), &back), []);
+        assert_eq!(told(None, &back), []);
+    }
+
+    #[test]
+    fn an_unclean_deletion_says_what_becomes_of_the_session() {
+        let mut status = held_status();
+        status["guarantee"] = json!({"failoverMax": "45s", "overlapMargin": "15s"});
+        let claim = claim_with_status("{}", status);
+        let news = News::deleted_without_release(&claim);
+        assert!(news.note.contains("session s-1 ends by itself within 45s"), "{}", news.note);
+        let event = event(&claim, &news, wall(0), "replica-1");
+        assert_eq!(event.regarding.unwrap().uid.as_deref(), Some("uid-1"));
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_characters() {
+        let news = News::new(false, "X", "ä".repeat(900));
+        assert!(news.note.len() <= NOTE_BYTES && news.note.ends_with('ä'));
+    }
+}

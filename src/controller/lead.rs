@@ -1,0 +1,344 @@
+//! Leading: walks over claims when they are due, a bounded number at once.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc};
+use tracing::Instrument;
+
+use super::{
+    Error, Leader,
+    apply::{Applied, apply},
+    cache::ObjectName,
+    events::news,
+    merge_patch,
+    observe::{Observed, Seen, observe},
+    plan::{ClaimPlan, Plan, plan},
+    queue::Queue,
+    status::{Report, not_before, status},
+    verdict::Facts,
+    writer::Class,
+};
+use crate::{
+    api::ConsulLockStatus,
+    clock::Instant,
+    consul::Consul,
+    keeper::{ClaimId, LockView},
+    telemetry::{Metrics, logs},
+};
+
+/// Walks at once. Each holds a connection to the API server while it writes.
+const WALKS: usize = 32;
+/// A claim whose keepers are stopping is looked at again after this long, woken or not.
+const STOPPING_AGAIN: Duration = Duration::from_secs(1);
+/// How long a new leader waits for the Namespaces, which only claims with unusual keys need.
+const NAMESPACES: Duration = Duration::from_secs(2);
+/// The first pause after a failed walk; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why leading ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum LeadError {
+    /// A keeper's task panicked: what it knew is lost, and this process should not go on.
+    #[error("a keeper's task panicked")]
+    KeeperPanicked,
+    /// Nobody can wake claims any more.
+    #[error("the keepers went away")]
+    KeepersGone,
+    /// The caches are gone.
+    #[error("the caches went away")]
+    CachesGone,
+}
+
+/// What a walk left to be done.
+struct Next {
+    /// When to look again, whatever happens.
+    at: Option<Instant>,
+}
+
+type Walked = (ObjectName, Result<Next, Error>);
+
+impl<C: Consul> Leader<C> {
+    /// Looks after every claim. `telling` is polled along.
+    pub(super) async fn run(
+        self,
+        mut woken: mpsc::UnboundedReceiver<ClaimId>,
+        telling: impl Future<Output = ()>,
+    ) -> LeadError {
+        let _series = ClaimSeries(Arc::clone(&self.metrics));
+        self.report_tightest();
+        let mut claims = self.caches.claims.subscribe();
+        let mut namespaces = self.caches.namespaces.subscribe();
+        self.caches.claims.wait_until_synced().await;
+        let namespaces_known = self.caches.namespaces.wait_until_synced();
+        if let Err(elapsed) = self.clock.timeout(NAMESPACES, namespaces_known).await {
+            tracing::warn!("starting without the Namespaces: {elapsed}");
+        }
+        let mut desk = Desk::default();
+        desk.add_all(self.caches.claims.names(None), self.clock.now());
+        let mut walks = FuturesUnordered::new();
+        let mut telling = std::pin::pin!(telling);
+        let mut panicked = std::pin::pin!(self.keepers.panicked());
+        loop {
+            let now = self.clock.now();
+            while walks.len() < WALKS
+                && let Some(name) = desk.queue.take(now)
+            {
+                walks.push(self.walk(name));
+            }
+            let room = walks.len() < WALKS;
+            let due = desk.queue.next_due().filter(|_| room);
+            tokio::select! {
+                Some(walked) = walks.next() => desk.walked(walked, self.clock.now()),
+                id = woken.recv() => match id {
+                    Some(id) => desk.add_all(self.ledger.name_of(&id), self.clock.now()),
+                    None => return LeadError::KeepersGone,
+                },
+                touched = claims.recv() => match touched {
+                    Ok(name) => desk.add_all([name], self.clock.now()),
+                    Err(lagged) => match self.everything(&lagged) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    },
+                },
+                touched = namespaces.recv() => match touched {
+                    Ok(namespace) => {
+                        let names = self.caches.claims.names(Some(&namespace.name));
+                        desk.add_all(names, self.clock.now());
+                    }
+                    Err(lagged) => match self.everything(&lagged) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    },
+                },
+                () = &mut telling => {}
+                () = &mut panicked => return LeadError::KeeperPanicked,
+                () = async {
+                    match due {
+                        Some(due) => self.clock.sleep_until(due).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+
+    /// Every claim's name, after changes were missed.
+    fn everything(&self, error: &broadcast::error::RecvError) -> Option<Vec<ObjectName>> {
+        match error {
+            broadcast::error::RecvError::Lagged(_) => Some(self.caches.claims.names(None)),
+            broadcast::error::RecvError::Closed => None,
+        }
+    }
+
+    fn report_tightest(&self) {
+        let (keepers, clock) = (Arc::downgrade(&self.keepers), self.clock.clone());
+        self.metrics.report_tightest_from(move || {
+            let tightest = keepers.upgrade()?.tightest()?;
+            Some(tightest.since(clock.now()).as_secs_f64())
+        });
+    }
+
+    async fn walk(&self, name: ObjectName) -> Walked {
+        let began = self.clock.now();
+        let span = logs::claim_span(&name.namespace, &name.name);
+        let result = async {
+            let result = self.reconcile(&name).await;
+            if let Err(error) = &result {
+                let source = std::error::Error::source(error).map(ToString::to_string);
+                let class = error.class();
+                self.metrics.reconcile_failed(class.as_str());
+                match class {
+                    // Ordinary: somebody else wrote, or this term is just ending.
+                    Class::Conflict | Class::NotLeading => {
+                        tracing::debug!(class = class.as_str(), source, "{error}; trying again");
+                    }
+                    _ => tracing::warn!(class = class.as_str(), source, "{error}; trying again"),
+                }
+            }
+            result
+        }
+        .instrument(span)
+        .await;
+        self.metrics.reconciled(self.clock.now().since(began));
+        (name, result)
+    }
+
+    async fn reconcile(&self, name: &ObjectName) -> Result<Next, Error> {
+        let observed = observe(self, name); // memory
+        let plan = plan(&observed, &self.config); // pure
+        let applied = apply(self, &observed, &plan).await?; // I/O
+        match (applied, &observed.claim, &plan.claim) {
+            (Some(applied), Some(seen), Some(planned)) => {
+                self.report(name, seen, planned, &applied).await
+            }
+            _ => {
+                self.metrics.claim_gone(&name.namespace, &name.name);
+                Ok(Next { at: stopping(&observed, &plan) })
+            }
+        }
+    }
+
+    /// Writes the status, if it may be written and differs; says when to look again.
+    async fn report(
+        &self,
+        name: &ObjectName,
+        seen: &Seen,
+        planned: &ClaimPlan,
+        applied: &Applied,
+    ) -> Result<Next, Error> {
+        let claim = &applied.claim;
+        let now = self.clock.now();
+        let deleting = claim.metadata.deletion_timestamp.is_some();
+        if planned.has_just_asked_to_stop() {
+            // The keepers tell in a moment what came of it.
+            return Ok(Next { at: Some(now + STOPPING_AGAIN) });
+        }
+        if deleting && applied.view.is_none() {
+            return Ok(Next { at: None }); // Others hold the object back; our part is done.
+        }
+        let report = Report {
+            claim,
+            judged: &planned.judged,
+            earlier: seen.view.as_ref(),
+            facts: Facts {
+                judgement: &planned.judged.judgement,
+                deleting,
+                view: applied.view.as_ref(),
+                now,
+            },
+            cluster: &self.config.cluster,
+            wall: self.clock.wall(),
+        };
+        let parting = deleting.then(|| self.ledger.part(&seen.id, now));
+        let previous = claim.status.as_ref();
+        let hold = not_before(&report.facts, previous, seen.since, parting);
+        let again = deleting.then(|| now + STOPPING_AGAIN);
+        if let Some(hold) = hold.filter(|hold| now < *hold) {
+            return Ok(Next { at: Some(hold) });
+        }
+        let next = status(&report); // pure
+        self.patch_if_changed(seen, applied, &next).await?; // I/O
+        let token = report.facts.view.and_then(|view| view.token(now));
+        let token = token.map(crate::names::FencingToken::get);
+        self.metrics.claim_stands(&name.namespace, &name.name, token);
+        Ok(Next { at: valid_until(applied).into_iter().chain(again).min() })
+    }
+
+    async fn patch_if_changed(
+        &self,
+        seen: &Seen,
+        applied: &Applied,
+        next: &ConsulLockStatus,
+    ) -> Result<(), Error> {
+        let claim = &applied.claim;
+        let previous = claim.status.as_ref();
+        let Some(change) = change(previous, next) else {
+            return Ok(());
+        };
+        let patched = self.writer.patch_status(claim, change).await;
+        let Some(patched) = patched.map_err(Error::PatchStatus)? else {
+            return Ok(()); // Gone; the watch tells.
+        };
+        self.ledger.wrote(&seen.id, claim, Arc::new(patched));
+        for news in news(previous, next) {
+            self.publisher.tell(claim, &news, self.clock.wall());
+        }
+        Ok(())
+    }
+}
+
+/// What has to be patched into the status, if anything.
+fn change(previous: Option<&ConsulLockStatus>, next: &ConsulLockStatus) -> Option<Value> {
+    let value = |status: &ConsulLockStatus| serde_json::to_value(status).unwrap_or_default();
+    let previous = previous.map_or_else(|| Value::Object(serde_json::Map::new()), value);
+    merge_patch::difference(&previous, &value(next))
+}
+
+/// The end of a tenure's validity: its keepers wake us then, and so does the clock.
+fn valid_until(applied: &Applied) -> Option<Instant> {
+    let view = applied.view.as_ref()?;
+    match view.lock {
+        LockView::Held { .. } => view.session.valid_until,
+        _ => None,
+    }
+}
+
+/// When to look again at a name whose former keepers are stopping.
+fn stopping(observed: &Observed, plan: &Plan) -> Option<Instant> {
+    use super::plan::FormerStep;
+    let stopping = plan.former.iter().any(|(_, step)| *step != FormerStep::Forget);
+    stopping.then(|| observed.now + STOPPING_AGAIN)
+}
+
+/// Which claims are due, and how often in a row their walks failed.
+#[derive(Default)]
+struct Desk {
+    queue: Queue,
+    failures: HashMap<ObjectName, u32>,
+}
+
+impl Desk {
+    fn add_all(&mut self, names: impl IntoIterator<Item = ObjectName>, now: Instant) {
+        for name in names {
+            self.queue.add(name, now);
+        }
+    }
+
+    fn walked(&mut self, (name, result): Walked, now: Instant) {
+        self.queue.finish(&name);
+        let at = match result {
+            Ok(next) => {
+                self.failures.remove(&name);
+                next.at
+            }
+            Err(error) => {
+                let failures = self.failures.entry(name.clone()).or_default();
+                *failures += 1;
+                let jitter = rand::random_range(0.5..1.0);
+                Some(now + pause(error.class(), *failures, jitter))
+            }
+        };
+        if let Some(at) = at {
+            self.queue.add(name, at);
+        }
+    }
+}
+
+/// How long to wait after the `failures`th failure in a row.
+fn pause(class: Class, failures: u32, jitter: f64) -> Duration {
+    let doubled = match class {
+        // Somebody else wrote; the newer object is on its way to us.
+        Class::Conflict => failures.min(4),
+        _ => failures,
+    };
+    let pause = FIRST_PAUSE * 2_u32.saturating_pow(doubled.saturating_sub(1).min(16));
+    pause.min(LONGEST_PAUSE).mul_f64(jitter)
+}
+
+/// Takes the per-claim series away when this replica stops leading.
+struct ClaimSeries(Arc<Metrics>);
+
+impl Drop for ClaimSeries {
+    fn drop(&mut self) {
+        self.0.all_claims_gone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end_growing() {
+        let seconds = |failures| pause(Class::Transient, failures, 1.0).as_secs_f64();
+        assert_eq!(seconds(1), 0.1);
+        assert_eq!(seconds(2), 0.2);
+        assert_eq!(seconds(40), 30.0);
+        assert_eq!(pause(Class::Transient, 1, 0.5), FIRST_PAUSE / 2);
+        assert_eq!(pause(Class::Conflict, 40, 1.0), FIRST_PAUSE * 8);
+    }
+}

@@ -1,0 +1,173 @@
+//! What a leader remembers of its claims beyond what the caches hold.
+//!
+//! Above all its own writes: a watch delivers them a moment later, and a walk in between must not
+//! act on the object as it was before. The ledger keeps the newest object that a write returned
+//! until the cache has caught up. It never compares resource versions by size: an object in the
+//! cache is outdated if we replaced exactly that version ourselves.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kube::ResourceExt;
+
+use super::cache::ObjectName;
+use crate::{api::ConsulLock, clock::Instant, keeper::ClaimId};
+
+/// Everything remembered, by claim.
+#[derive(Default)]
+pub(super) struct Ledger(Mutex<Books>);
+
+#[derive(Default)]
+struct Books {
+    claims: HashMap<ClaimId, Entry>,
+    by_name: HashMap<ObjectName, BTreeSet<ClaimId>>,
+}
+
+struct Entry {
+    name: ObjectName,
+    since: Instant,
+    parting_since: Option<Instant>,
+    newest: Option<Arc<ConsulLock>>,
+    /// The versions that our writes replaced, since the cache was last up to date.
+    superseded: Vec<String>,
+}
+
+impl Ledger {
+    /// Remembers the claim; returns when this leader first met it.
+    pub(super) fn meet(&self, id: &ClaimId, name: &ObjectName, now: Instant) -> Instant {
+        let mut books = self.books();
+        let entry = books.claims.entry(id.clone()).or_insert_with(|| Entry {
+            name: name.clone(),
+            since: now,
+            parting_since: None,
+            newest: None,
+            superseded: Vec::new(),
+        });
+        let since = entry.since;
+        books.by_name.entry(name.clone()).or_default().insert(id.clone());
+        since
+    }
+
+    /// Remembers that the claim is being deleted; returns since when this leader knows.
+    pub(super) fn part(&self, id: &ClaimId, now: Instant) -> Instant {
+        let mut books = self.books();
+        let entry = books.claims.get_mut(id);
+        entry.map_or(now, |entry| *entry.parting_since.get_or_insert(now))
+    }
+
+    /// The newest that is known of a claim, given what the cache holds.
+    pub(super) fn newest(&self, id: &ClaimId, cached: Arc<ConsulLock>) -> Arc<ConsulLock> {
+        let mut books = self.books();
+        let Some(entry) = books.claims.get_mut(id) else {
+            return cached;
+        };
+        match (&entry.newest, cached.resource_version()) {
+            (Some(newest), Some(version)) if entry.superseded.contains(&version) => {
+                Arc::clone(newest)
+            }
+            _ => {
+                entry.newest = None;
+                entry.superseded.clear();
+                cached
+            }
+        }
+    }
+
+    /// A write of ours replaced `before` by `after`.
+    pub(super) fn wrote(&self, id: &ClaimId, before: &ConsulLock, after: Arc<ConsulLock>) {
+        let mut books = self.books();
+        if let Some(entry) = books.claims.get_mut(id)
+            && before.resource_version() != after.resource_version()
+        {
+            entry.superseded.extend(before.resource_version());
+            entry.newest = Some(after);
+        }
+    }
+
+    /// The object's name, of a claim that was met.
+    pub(super) fn name_of(&self, id: &ClaimId) -> Option<ObjectName> {
+        self.books().claims.get(id).map(|entry| entry.name.clone())
+    }
+
+    /// Claims that were met under this name, except the one that has it now.
+    pub(super) fn former(&self, name: &ObjectName, now: Option<&ClaimId>) -> Vec<ClaimId> {
+        let books = self.books();
+        let known = books.by_name.get(name).into_iter().flatten();
+        known.filter(|id| Some(*id) != now).cloned().collect()
+    }
+
+    pub(super) fn forget(&self, id: &ClaimId) {
+        let mut books = self.books();
+        let Some(entry) = books.claims.remove(id) else {
+            return;
+        };
+        if let Some(ids) = books.by_name.get_mut(&entry.name) {
+            ids.remove(id);
+            if ids.is_empty() {
+                books.by_name.remove(&entry.name);
+            }
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Every change above is complete before anything can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::api::ConsulLockSpec;
+
+    fn object(version: &str) -> Arc<ConsulLock> {
+        let mut claim = ConsulLock::new("billing", ConsulLockSpec::default());
+        claim.metadata.resource_version = Some(version.into());
+        Arc::new(claim)
+    }
+
+    fn met() -> (Ledger, ClaimId) {
+        let (ledger, id) = (Ledger::default(), ClaimId("uid".into()));
+        let now = Instant::from_boot(Duration::from_secs(1));
+        ledger.meet(&id, &ObjectName::new("shop", "billing"), now);
+        (ledger, id)
+    }
+
+    fn version(claim: &ConsulLock) -> String {
+        claim.resource_version().unwrap()
+    }
+
+    #[test]
+    fn own_writes_are_seen_before_the_watch_tells_of_them() {
+        let (ledger, id) = met();
+        ledger.wrote(&id, &object("1"), object("2"));
+        ledger.wrote(&id, &object("2"), object("3"));
+        for outdated in ["1", "2"] {
+            assert_eq!(version(&ledger.newest(&id, object(outdated))), "3");
+        }
+    }
+
+    #[test]
+    fn others_writes_win_over_what_is_remembered() {
+        let (ledger, id) = met();
+        ledger.wrote(&id, &object("1"), object("2"));
+        assert_eq!(version(&ledger.newest(&id, object("7"))), "7");
+        assert_eq!(version(&ledger.newest(&id, object("1"))), "1", "forgotten");
+    }
+
+    #[test]
+    fn claims_of_one_name_are_told_apart() {
+        let (ledger, old) = met();
+        let (name, new) = (ObjectName::new("shop", "billing"), ClaimId("new".into()));
+        ledger.meet(&new, &name, Instant::from_boot(Duration::from_secs(2)));
+        assert_eq!(ledger.former(&name, Some(&new)), std::slice::from_ref(&old));
+        assert_eq!(ledger.name_of(&old), Some(name.clone()));
+        ledger.forget(&old);
+        assert!(ledger.former(&name, Some(&new)).is_empty());
+        assert_eq!(ledger.name_of(&old), None);
+    }
+}

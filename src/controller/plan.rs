@@ -1,0 +1,596 @@
+//! What is to be done about a claim. Pure: a [`Plan`] is data, and `super::apply` carries it out
+//! without a thought of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::ResourceExt;
+
+use super::{
+    Config,
+    holder::SESSION_PREFIX,
+    observe::{Observed, Seen},
+    tenancy::{self, NamespaceSeen, Tenancy},
+    verdict::{Judgement, Reason},
+};
+use crate::{
+    api::{self, ConsulLock, ConsulLockStatus, FINALIZER, GoDuration, Phase, SpecError},
+    consul::Behavior,
+    keeper::{AcquireSettings, ClaimId, Payload, Recorded, SessionSettings, StopState, Wanted},
+    names::{FencingToken, Key, NodeName, SessionId, SessionName},
+};
+
+/// What one walk is to do.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    /// What to do about keepers of claims that had this name before.
+    pub(super) former: Vec<(ClaimId, FormerStep)>,
+    /// What to do about the claim, if there is one.
+    pub(super) claim: Option<ClaimPlan>,
+}
+
+/// What to do about the keepers of a claim that is gone without our consent: somebody removed the
+/// finalizer by force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FormerStep {
+    Stop,
+    Wait,
+    Forget,
+}
+
+/// What to do about a claim. In this order: finalizer on, keepers, finalizer off.
+#[derive(Debug, PartialEq)]
+pub(super) struct ClaimPlan {
+    pub(super) finalizer: FinalizerStep,
+    pub(super) keepers: KeepersStep,
+    /// What its status is to speak of.
+    pub(super) judged: Judged,
+}
+
+impl ClaimPlan {
+    /// The keepers hear of it only now, so what they show is out of date.
+    pub(super) fn has_just_asked_to_stop(&self) -> bool {
+        matches!(self.keepers, KeepersStep::Stop | KeepersStep::GiveUp(..))
+    }
+}
+
+/// What to do about the finalizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FinalizerStep {
+    Keep,
+    Add,
+    /// Let the object go. `unclean`: Consul was away, and the session ends by itself.
+    Remove {
+        unclean: bool,
+    },
+}
+
+/// What to do about the keepers.
+#[derive(Debug, PartialEq)]
+pub(super) enum KeepersStep {
+    Leave,
+    /// Start them, or tell them what is wanted now.
+    Set(Box<Wanted>, Option<Recorded>),
+    /// They have stopped; start new ones.
+    Restart(Box<Wanted>),
+    /// Have what an earlier controller recorded taken over only to be given up cleanly.
+    GiveUp(Box<Wanted>, Recorded),
+    Stop,
+    Forget,
+}
+
+/// What the spec, the tenancy and the past make of a claim.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Judged {
+    pub(super) judgement: Judgement,
+    /// The spec's meaning, if it has one.
+    pub(super) settings: Option<api::Settings>,
+    /// The prefix whose watch covers the key, if the key is allowed.
+    prefix: Option<Arc<str>>,
+    /// What is wrong with the Namespace's annotation.
+    pub(super) malformed: Vec<String>,
+}
+
+#[cfg(test)]
+impl Judged {
+    /// A judgement by itself, for tests of what is said about it.
+    pub(super) fn sample(judgement: Judgement, settings: Option<api::Settings>) -> Judged {
+        Judged { judgement, settings, prefix: None, malformed: Vec::new() }
+    }
+}
+
+/// What is to be done about what was observed.
+pub(super) fn plan(observed: &Observed, config: &Config) -> Plan {
+    let former = observed.former.iter().map(|(id, stop)| {
+        let step = match stop {
+            Some(StopState::Running) => FormerStep::Stop,
+            Some(StopState::Stopping) => FormerStep::Wait,
+            Some(StopState::Clean | StopState::Abandoned) | None => FormerStep::Forget,
+        };
+        (id.clone(), step)
+    });
+    Plan {
+        former: former.collect(),
+        claim: observed.claim.as_ref().map(|seen| {
+            if seen.object.metadata.deletion_timestamp.is_some() {
+                part(seen, config)
+            } else {
+                keep(seen, config)
+            }
+        }),
+    }
+}
+
+/// A claim that is there to stay.
+fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
+    let claim = &seen.object;
+    let judged = judge(claim, &seen.namespace, config);
+    let keepers = match wanted(claim, &judged, config) {
+        Some(wanted) => {
+            let wanted = Box::new(wanted);
+            match seen.stop {
+                None => KeepersStep::Set(wanted, recorded(claim, config)),
+                Some(StopState::Running) => KeepersStep::Set(wanted, None),
+                Some(StopState::Stopping) => KeepersStep::Leave,
+                Some(StopState::Clean | StopState::Abandoned) => KeepersStep::Restart(wanted),
+            }
+        }
+        None if matches!(judged.judgement, Judgement::Undecided { .. }) => KeepersStep::Leave,
+        None => stop(seen, config),
+    };
+    let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
+    let holds_something = matches!(
+        keepers,
+        KeepersStep::Set(..) | KeepersStep::Restart(..) | KeepersStep::GiveUp(..)
+    );
+    ClaimPlan {
+        finalizer: if holds_something && !ours { FinalizerStep::Add } else { FinalizerStep::Keep },
+        keepers,
+        judged,
+    }
+}
+
+/// A claim that is being deleted. Looks at its status, never at its spec: a bad spec must not keep
+/// an object from going.
+fn part(seen: &Seen, config: &Config) -> ClaimPlan {
+    let claim = &seen.object;
+    let keepers = stop(seen, config);
+    let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
+    let released = matches!(keepers, KeepersStep::Forget)
+        || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
+    ClaimPlan {
+        finalizer: if ours && released {
+            FinalizerStep::Remove { unclean: seen.stop == Some(StopState::Abandoned) }
+        } else {
+            FinalizerStep::Keep
+        },
+        keepers,
+        judged: judge(claim, &seen.namespace, config),
+    }
+}
+
+/// The next step towards having no keepers and nothing recorded.
+fn stop(seen: &Seen, config: &Config) -> KeepersStep {
+    match seen.stop {
+        Some(StopState::Running) => KeepersStep::Stop,
+        Some(StopState::Stopping) => KeepersStep::Leave,
+        Some(StopState::Clean | StopState::Abandoned) => KeepersStep::Forget,
+        None => left_behind(&seen.object, config).map_or(KeepersStep::Leave, |(wanted, left)| {
+            KeepersStep::GiveUp(Box::new(wanted), left)
+        }),
+    }
+}
+
+/// What the spec, the tenancy and the past make of the claim.
+fn judge(claim: &ConsulLock, namespace: &NamespaceSeen, config: &Config) -> Judged {
+    let mut judged = Judged {
+        judgement: Judgement::Invalid { problem: String::new() },
+        settings: None,
+        prefix: None,
+        malformed: Vec::new(),
+    };
+    let (settings, key) = match meaning(claim, config) {
+        Ok(meaning) => meaning,
+        Err(error) => {
+            let problem = error.to_string();
+            judged.judgement = Judgement::Invalid { problem };
+            return judged;
+        }
+    };
+    judged.settings = Some(settings);
+    let in_namespace = claim.namespace().unwrap_or_default();
+    let (tenancy, malformed) = tenancy::judge(&key, &in_namespace, &config.key_prefix, namespace);
+    judged.malformed = malformed;
+    judged.judgement = match tenancy {
+        Tenancy::Refused { message } => Judgement::NotAllowed { key, message },
+        Tenancy::Allowed { prefix } => {
+            judged.prefix = Some(prefix);
+            gave_up(claim, &key).unwrap_or(Judgement::Allowed { key })
+        }
+        // An earlier controller saw the Namespace and allowed it. Its lock must not be lost only
+        // because ours cannot be seen for the moment.
+        Tenancy::Unknown if allowed_earlier(claim, &key) => {
+            judged.prefix = folder(&key);
+            Judgement::Allowed { key }
+        }
+        Tenancy::Unknown => Judgement::Undecided { key },
+    };
+    judged
+}
+
+fn meaning(claim: &ConsulLock, config: &Config) -> Result<(api::Settings, Key), SpecError> {
+    let settings = claim.spec.settings()?;
+    let key = match &settings.key {
+        Some(key) => key.clone(),
+        None => {
+            let namespace = claim.namespace().unwrap_or_default();
+            config.key_prefix.default_key(&namespace, &claim.name_any())?
+        }
+    };
+    Ok((settings, key))
+}
+
+/// The claim gave up contending, and its spec has not changed since.
+fn gave_up(claim: &ConsulLock, key: &Key) -> Option<Judgement> {
+    let status = claim.status.as_ref()?;
+    if status.phase != Some(Phase::Failed)
+        || status.observed_generation != claim.metadata.generation
+    {
+        return None;
+    }
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready")?;
+    Some(Judgement::GaveUp {
+        key: key.clone(),
+        reason: Reason::gave_up(&ready.reason)?,
+        message: ready.message.clone(),
+    })
+}
+
+fn allowed_earlier(claim: &ConsulLock, key: &Key) -> bool {
+    claim.status.as_ref().is_some_and(|status| {
+        let session = status.session.as_ref().and_then(|s| s.id.as_ref());
+        status.key.as_deref() == Some(key.as_str()) && session.is_some()
+    })
+}
+
+/// Everything up to the key's last slash.
+fn folder(key: &Key) -> Option<Arc<str>> {
+    let end = key.as_str().rfind('/')?;
+    Some(key.as_str()[..=end].into())
+}
+
+/// What the keepers are to do for the claim; `None` if it may not contend.
+fn wanted(claim: &ConsulLock, judged: &Judged, config: &Config) -> Option<Wanted> {
+    let settings = judged.settings.as_ref()?;
+    let key = judged.judgement.key()?;
+    let prefix = judged.prefix.as_ref()?;
+    let session = &settings.session;
+    Some(Wanted {
+        key: key.clone(),
+        prefix: Arc::clone(prefix),
+        session: SessionSettings {
+            ttl: session.ttl,
+            lock_delay: session.lock_delay,
+            behavior: match session.behavior {
+                api::SessionBehavior::Release => Behavior::Release,
+                api::SessionBehavior::Delete => Behavior::Delete,
+            },
+            node_checks: session.node_checks.clone(),
+            service_checks: session.service_checks.clone(),
+            ..bare_session(claim, config)
+        },
+        acquire: AcquireSettings {
+            timeout: settings.acquire.timeout,
+            try_once: settings.acquire.try_once,
+            max_hold: settings.acquire.max_hold,
+        },
+        payload: payload(claim, &settings.value, config),
+        // A claim that gave up goes on observing its key.
+        paused: settings.paused || matches!(judged.judgement, Judgement::GaveUp { .. }),
+        attempt: claim.metadata.generation.unwrap_or_default(),
+    })
+}
+
+fn payload(claim: &ConsulLock, value: &str, config: &Config) -> Payload {
+    Payload { holder: identity(claim), cluster: config.cluster.clone(), value: value.to_owned() }
+}
+
+/// How the claim is called towards others.
+pub(super) fn identity(claim: &ConsulLock) -> String {
+    format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any())
+}
+
+/// A session that is named, and bound to a node, as this claim's are; with default settings.
+fn bare_session(claim: &ConsulLock, config: &Config) -> SessionSettings {
+    let (cluster, namespace) = (&config.cluster, claim.namespace().unwrap_or_default());
+    let uid = claim.uid().unwrap_or_default();
+    SessionSettings {
+        name: SessionName::new(format!("{SESSION_PREFIX}{cluster}/{uid}")),
+        node: NodeName::new(format!("consul-lock-{cluster}-{namespace}")),
+        ttl: Duration::from_secs(15),
+        lock_delay: Duration::ZERO,
+        behavior: Behavior::Release,
+        node_checks: Vec::new(),
+        service_checks: Vec::new(),
+    }
+}
+
+/// What an earlier controller recorded of the claim's session and tenure.
+fn recorded(claim: &ConsulLock, config: &Config) -> Option<Recorded> {
+    let status = claim.status.as_ref()?;
+    Some(Recorded {
+        session: SessionId::new(status.session.as_ref()?.id.as_deref()?),
+        tenure: tenure(claim, status, config),
+    })
+}
+
+fn tenure(
+    claim: &ConsulLock,
+    status: &ConsulLockStatus,
+    config: &Config,
+) -> Option<(FencingToken, jiff::Timestamp)> {
+    let holder = status.holder.as_ref()?;
+    let ours = holder.identity == identity(claim)
+        && holder.cluster.as_deref() == Some(&config.cluster)
+        && !holder.stranger;
+    if status.phase != Some(Phase::Held) || !ours {
+        return None;
+    }
+    let token = status.fencing_token.as_ref()?.parse().ok()?;
+    Some((token, status.acquired_at.as_ref()?.0))
+}
+
+/// What an earlier controller left behind in Consul, and how to give it up: by what the status
+/// says alone.
+fn left_behind(claim: &ConsulLock, config: &Config) -> Option<(Wanted, Recorded)> {
+    let recorded = recorded(claim, config)?;
+    let status = claim.status.as_ref()?;
+    let key = Key::new(status.key.as_deref()?).ok()?;
+    let session = bare_session(claim, config);
+    let ttl = status.session.as_ref().and_then(|s| s.ttl.as_ref());
+    let wanted = Wanted {
+        prefix: folder(&key)?,
+        key,
+        session: SessionSettings {
+            ttl: ttl.and_then(|ttl: &GoDuration| ttl.parse().ok()).unwrap_or(session.ttl),
+            ..session
+        },
+        acquire: AcquireSettings::default(),
+        payload: payload(claim, "", config),
+        paused: true,
+        attempt: claim.metadata.generation.unwrap_or_default(),
+    };
+    Some((wanted, recorded))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::sample::{at, claim, claim_with_status, config, held_status, wall};
+
+    fn seen(object: ConsulLock) -> Seen {
+        Seen {
+            id: ClaimId("uid-1".into()),
+            object: Arc::new(object),
+            namespace: NamespaceSeen::Annotated(None),
+            view: None,
+            stop: None,
+            since: at(1),
+        }
+    }
+
+    fn planned(seen: Seen) -> ClaimPlan {
+        let observed = Observed { claim: Some(seen), former: Vec::new(), now: at(2) };
+        plan(&observed, &config()).claim.unwrap()
+    }
+
+    fn stopping(mut seen: Seen, stop: StopState) -> Seen {
+        seen.stop = Some(stop);
+        seen
+    }
+
+    fn deleted(mut claim: ConsulLock) -> ConsulLock {
+        claim.metadata.deletion_timestamp = Some(Time(wall(0)));
+        claim
+    }
+
+    #[track_caller]
+    fn set(plan: ClaimPlan) -> (Wanted, Option<Recorded>) {
+        match plan.keepers {
+            KeepersStep::Set(wanted, recorded) => (*wanted, recorded),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_claim_gets_its_finalizer_and_then_keepers() {
+        let mut claim = claim("{session: {ttl: 20s}, value: hello}");
+        claim.metadata.finalizers = Some(vec!["other/one".to_owned()]);
+        let plan = planned(seen(claim));
+        assert_eq!(plan.finalizer, FinalizerStep::Add);
+        let (wanted, recorded) = set(plan);
+        assert_eq!(recorded, None);
+        assert_eq!(wanted.key.as_str(), "consul-lock/shop/billing");
+        assert_eq!(&*wanted.prefix, "consul-lock/");
+        assert_eq!(wanted.session.name.as_str(), "consul-lock/west/uid-1");
+        assert_eq!(wanted.session.node.as_str(), "consul-lock-west-shop");
+        assert_eq!(wanted.session.ttl, Duration::from_secs(20));
+        assert_eq!(wanted.payload.holder, "shop/billing");
+        assert_eq!((wanted.paused, wanted.attempt), (false, 3));
+    }
+
+    #[test]
+    fn what_an_earlier_controller_recorded_is_handed_on_when_keepers_start() {
+        let object = claim_with_status("{}", held_status());
+        let (_, recorded) = set(planned(seen(object.clone())));
+        let recorded = recorded.unwrap();
+        assert_eq!(recorded.session.as_str(), "s-1");
+        let since = "2026-01-02T03:04:05Z".parse().unwrap();
+        assert_eq!(recorded.tenure, Some((FencingToken::new(41), since)));
+        let running = stopping(seen(object), StopState::Running);
+        assert_eq!(set(planned(running)).1, None, "only when they start");
+    }
+
+    #[test]
+    fn a_tenure_of_somebody_else_is_not_handed_on() {
+        for (field, value) in [
+            ("phase", json!("Unknown")),
+            ("fencingToken", json!("many")),
+            ("holder", json!({"identity": "shop/billing", "cluster": "east"})),
+            ("holder", json!({"identity": "shop/billing", "cluster": "west", "stranger": true})),
+        ] {
+            let mut status = held_status();
+            status[field] = value;
+            let (_, recorded) = set(planned(seen(claim_with_status("{}", status))));
+            assert_eq!(recorded.unwrap().tenure, None, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_key_outside_the_tenancy_starts_nothing_and_stops_what_runs() {
+        let object = claim("{key: shared/billing}");
+        let plan = planned(seen(object.clone()));
+        assert_eq!(plan.keepers, KeepersStep::Leave);
+        assert!(matches!(plan.judged.judgement, Judgement::NotAllowed { .. }));
+        for (stop, step) in [
+            (StopState::Running, KeepersStep::Stop),
+            (StopState::Stopping, KeepersStep::Leave),
+            (StopState::Clean, KeepersStep::Forget),
+            (StopState::Abandoned, KeepersStep::Forget),
+        ] {
+            assert_eq!(planned(stopping(seen(object.clone()), stop)).keepers, step);
+        }
+        let mut status = held_status();
+        status["key"] = json!("shared/billing");
+        let left = planned(seen(claim_with_status("{key: shared/billing}", status)));
+        let KeepersStep::GiveUp(wanted, recorded) = left.keepers else {
+            panic!("{left:?}");
+        };
+        assert_eq!((wanted.key.as_str(), &*wanted.prefix), ("shared/billing", "shared/"));
+        assert_eq!(recorded.session.as_str(), "s-1");
+    }
+
+    #[test]
+    fn a_prefix_of_the_namespace_is_watched_for_the_keys_under_it() {
+        let mut seen = seen(claim("{key: shared/billing}"));
+        seen.namespace = NamespaceSeen::Annotated(Some("jobs/,shared/".to_owned()));
+        assert_eq!(&*set(planned(seen)).0.prefix, "shared/");
+    }
+
+    #[test]
+    fn an_unseen_namespace_neither_starts_nor_stops_anything() {
+        let unseen = |object| Seen { namespace: NamespaceSeen::Unknown, ..seen(object) };
+        let fresh = planned(unseen(claim("{key: shared/billing}")));
+        assert_eq!(fresh.keepers, KeepersStep::Leave);
+        assert_eq!(fresh.finalizer, FinalizerStep::Keep);
+        let running = stopping(unseen(claim("{key: shared/billing}")), StopState::Running);
+        assert_eq!(planned(running).keepers, KeepersStep::Leave);
+        let mut status = held_status();
+        status["key"] = json!("shared/billing");
+        let held = unseen(claim_with_status("{key: shared/billing}", status));
+        let (wanted, recorded) = set(planned(held));
+        assert_eq!(&*wanted.prefix, "shared/");
+        assert!(recorded.unwrap().tenure.is_some(), "an earlier controller saw it");
+    }
+
+    #[test]
+    fn an_invalid_spec_stops_what_runs() {
+        let object = claim("{session: {ttl: 1s}}");
+        let running = stopping(seen(object.clone()), StopState::Running);
+        assert_eq!(planned(running).keepers, KeepersStep::Stop);
+        let plan = planned(seen(object));
+        assert_eq!(plan.keepers, KeepersStep::Leave);
+        let Judgement::Invalid { problem } = plan.judged.judgement else {
+            panic!("{:?}", plan.judged);
+        };
+        assert!(problem.contains("spec.session.ttl"), "{problem}");
+    }
+
+    #[test]
+    fn a_claim_that_gave_up_observes_until_its_spec_changes() {
+        let condition = json!({
+            "type": "Ready", "status": "False", "reason": "AcquireTimeout", "message": "m",
+            "lastTransitionTime": "2026-01-02T03:04:05Z",
+        });
+        let status = |generation: i64, phase: &str| {
+            json!({
+                "observedGeneration": generation, "phase": phase, "conditions": [condition],
+            })
+        };
+        let (wanted, _) = set(planned(seen(claim_with_status("{}", status(3, "Failed")))));
+        assert!(wanted.paused);
+        for contends in [status(2, "Failed"), status(3, "Waiting")] {
+            let (wanted, _) = set(planned(seen(claim_with_status("{}", contends))));
+            assert!(!wanted.paused);
+        }
+    }
+
+    #[test]
+    fn keepers_that_stopped_make_room_for_new_ones() {
+        let stopped = planned(stopping(seen(claim("{}")), StopState::Clean));
+        assert!(matches!(stopped.keepers, KeepersStep::Restart(_)));
+        let stopping = planned(stopping(seen(claim("{}")), StopState::Stopping));
+        assert_eq!(stopping.keepers, KeepersStep::Leave);
+    }
+
+    #[test]
+    fn a_deleted_claim_goes_after_its_release_whatever_its_spec() {
+        const KEEP: FinalizerStep = FinalizerStep::Keep;
+        const CLEAN: FinalizerStep = FinalizerStep::Remove { unclean: false };
+        const UNCLEAN: FinalizerStep = FinalizerStep::Remove { unclean: true };
+        for spec in ["{}", "{session: {ttl: 1s}}", "{key: not/allowed}"] {
+            let object = deleted(claim(spec));
+            for (stop, keepers, finalizer) in [
+                (None, KeepersStep::Leave, CLEAN),
+                (Some(StopState::Running), KeepersStep::Stop, KEEP),
+                (Some(StopState::Stopping), KeepersStep::Leave, KEEP),
+                (Some(StopState::Clean), KeepersStep::Forget, CLEAN),
+                (Some(StopState::Abandoned), KeepersStep::Forget, UNCLEAN),
+            ] {
+                let mut seen = seen(object.clone());
+                seen.stop = stop;
+                let plan = planned(seen);
+                assert_eq!((plan.keepers, plan.finalizer), (keepers, finalizer), "{stop:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_deleted_claim_of_an_earlier_controller_is_taken_over_to_be_released() {
+        let object = deleted(claim_with_status("{session: {ttl: 1s}}", held_status()));
+        let plan = planned(seen(object));
+        assert_eq!(plan.finalizer, FinalizerStep::Keep);
+        let KeepersStep::GiveUp(wanted, recorded) = plan.keepers else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(wanted.session.ttl, Duration::from_secs(20), "from the status");
+        assert!(wanted.paused && recorded.tenure.is_some());
+    }
+
+    #[test]
+    fn a_deleted_claim_without_our_finalizer_is_left_to_others() {
+        let mut object = deleted(claim("{}"));
+        object.metadata.finalizers = Some(vec!["other/one".to_owned()]);
+        assert_eq!(planned(seen(object)).finalizer, FinalizerStep::Keep);
+    }
+
+    #[test]
+    fn keepers_of_former_claims_of_the_name_are_stopped_and_forgotten() {
+        let observed = Observed {
+            claim: None,
+            former: vec![
+                (ClaimId("a".into()), Some(StopState::Running)),
+                (ClaimId("b".into()), Some(StopState::Stopping)),
+                (ClaimId("c".into()), Some(StopState::Abandoned)),
+                (ClaimId("d".into()), None),
+            ],
+            now: at(1),
+        };
+        let plan = plan(&observed, &config());
+        let steps: Vec<_> = plan.former.into_iter().map(|(_, step)| step).collect();
+        let (stop, forget) = (FormerStep::Stop, FormerStep::Forget);
+        assert_eq!(steps, [stop, FormerStep::Wait, forget, forget]);
+    }
+}

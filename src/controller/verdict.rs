@@ -1,0 +1,396 @@
+//! What is to be said of a claim, and why: the rules that decide its phase and its `Ready`
+//! condition.
+//!
+//! [`RULES`] is the specification: the first rule that answers wins. Its reason and message go
+//! into the condition, the event and the log alike. Pure.
+
+use super::holder;
+use crate::{
+    api::Phase,
+    clock::Instant,
+    consul::Class,
+    keeper::{KeeperView, KeySeen, LockView, SessionHealth, Trouble},
+    lock::{EndReason, FailReason},
+    names::Key,
+};
+
+/// What the rules look at.
+pub(super) struct Facts<'a> {
+    /// What the spec and the tenancy make of the claim.
+    pub(super) judgement: &'a Judgement,
+    /// The claim is being deleted.
+    pub(super) deleting: bool,
+    /// What its keepers know, if it has any.
+    pub(super) view: Option<&'a KeeperView>,
+    pub(super) now: Instant,
+}
+
+/// What the spec and the tenancy make of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// The spec means nothing.
+    Invalid { problem: String },
+    /// The key is outside the namespace's tenancy.
+    NotAllowed { key: Key, message: String },
+    /// Whether the key is allowed depends on a Namespace that we cannot see.
+    Undecided { key: Key },
+    /// The claim gave up contending, under this very spec.
+    GaveUp { key: Key, reason: Reason, message: String },
+    /// It may contend.
+    Allowed { key: Key },
+}
+
+impl Judgement {
+    pub(super) fn key(&self) -> Option<&Key> {
+        match self {
+            Judgement::Invalid { .. } => None,
+            Judgement::NotAllowed { key, .. }
+            | Judgement::Undecided { key }
+            | Judgement::GaveUp { key, .. }
+            | Judgement::Allowed { key } => Some(key),
+        }
+    }
+}
+
+/// Why something is said of a claim. The reasons of conditions and events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Reason {
+    AcquireTimeout,
+    ConsulDenied,
+    ConsulRefused,
+    ConsulUnavailable,
+    Contended,
+    Contending,
+    Deleting,
+    Expired,
+    Held,
+    HeldElsewhere,
+    InvalidSpec,
+    KeyConflict,
+    KeyNotAllowed,
+    LockDelay,
+    NamespaceUnknown,
+    Paused,
+    Releasing,
+    Starting,
+}
+
+impl Reason {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Reason::AcquireTimeout => "AcquireTimeout",
+            Reason::ConsulDenied => "ConsulDenied",
+            Reason::ConsulRefused => "ConsulRefused",
+            Reason::ConsulUnavailable => "ConsulUnavailable",
+            Reason::Contended => "Contended",
+            Reason::Contending => "Contending",
+            Reason::Deleting => "Deleting",
+            Reason::Expired => "Expired",
+            Reason::Held => "Held",
+            Reason::HeldElsewhere => "HeldElsewhere",
+            Reason::InvalidSpec => "InvalidSpec",
+            Reason::KeyConflict => "KeyConflict",
+            Reason::KeyNotAllowed => "KeyNotAllowed",
+            Reason::LockDelay => "LockDelay",
+            Reason::NamespaceUnknown => "NamespaceUnknown",
+            Reason::Paused => "Paused",
+            Reason::Releasing => "Releasing",
+            Reason::Starting => "Starting",
+        }
+    }
+
+    /// The reason by which a claim gave up, of its name in a status.
+    pub(super) fn gave_up(name: &str) -> Option<Reason> {
+        [Reason::AcquireTimeout, Reason::Contended]
+            .into_iter()
+            .find(|reason| reason.as_str() == name)
+    }
+}
+
+/// A condition's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Truth {
+    True,
+    False,
+    Unknown,
+}
+
+impl Truth {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Truth::True => "True",
+            Truth::False => "False",
+            Truth::Unknown => "Unknown",
+        }
+    }
+}
+
+/// What is to be said of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) phase: Phase,
+    /// Whether the claim is in good order: it holds its key, waits for it or stands by as asked.
+    pub(super) ready: Truth,
+    pub(super) reason: Reason,
+    pub(super) message: String,
+}
+
+impl Verdict {
+    fn new(phase: Phase, ready: Truth, reason: Reason, message: impl Into<String>) -> Verdict {
+        Verdict { phase, ready, reason, message: message.into() }
+    }
+}
+
+type Rule = fn(&Facts<'_>) -> Option<Verdict>;
+
+const RULES: &[Rule] = &[
+    deleting,
+    still_releasing,
+    invalid_spec,
+    key_not_allowed,
+    held,
+    namespace_unknown,
+    gave_up_earlier,
+    gave_up,
+    expired,
+    paused,
+    key_conflict,
+    consul_denied,
+    consul_refused,
+    out_of_touch,
+    doubtful,
+    starting,
+    lock_delay,
+    held_elsewhere,
+];
+
+/// The first rule that answers.
+pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
+    RULES.iter().find_map(|rule| rule(facts)).unwrap_or_else(contending)
+}
+
+fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
+    facts.deleting.then(|| {
+        let message = "the claim is being deleted and releases its key first";
+        Verdict::new(Phase::Releasing, Truth::False, Reason::Deleting, message)
+    })
+}
+
+fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
+    let LockView::Releasing { reason } = &facts.view?.lock else {
+        return None;
+    };
+    let message = format!("the key is being released: {}", end_words(*reason));
+    Some(Verdict::new(Phase::Releasing, Truth::True, Reason::Releasing, message))
+}
+
+fn invalid_spec(facts: &Facts<'_>) -> Option<Verdict> {
+    let Judgement::Invalid { problem } = facts.judgement else {
+        return None;
+    };
+    Some(Verdict::new(Phase::Failed, Truth::False, Reason::InvalidSpec, problem))
+}
+
+fn key_not_allowed(facts: &Facts<'_>) -> Option<Verdict> {
+    let Judgement::NotAllowed { message, .. } = facts.judgement else {
+        return None;
+    };
+    Some(Verdict::new(Phase::Failed, Truth::False, Reason::KeyNotAllowed, message))
+}
+
+fn held(facts: &Facts<'_>) -> Option<Verdict> {
+    let token = facts.view?.token(facts.now)?;
+    let message = format!("holds the key with fencing token {token}");
+    Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
+}
+
+fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
+    let Judgement::Undecided { key } = facts.judgement else {
+        return None;
+    };
+    let message = format!(
+        "whether the key {key} is allowed here stands on the Namespace, which cannot be read"
+    );
+    let unknown = (Phase::Pending, Truth::Unknown, Reason::NamespaceUnknown);
+    Some(Verdict::new(unknown.0, unknown.1, unknown.2, message))
+}
+
+fn gave_up_earlier(facts: &Facts<'_>) -> Option<Verdict> {
+    let Judgement::GaveUp { reason, message, .. } = facts.judgement else {
+        return None;
+    };
+    Some(Verdict::new(Phase::Failed, Truth::False, *reason, message))
+}
+
+fn gave_up(facts: &Facts<'_>) -> Option<Verdict> {
+    let LockView::Failed { reason } = facts.view?.lock else {
+        return None;
+    };
+    let (reason, message) = match reason {
+        FailReason::AcquireTimeout => (
+            Reason::AcquireTimeout,
+            "the key was not free within acquire.timeout; change the spec to contend again",
+        ),
+        FailReason::Contended => (
+            Reason::Contended,
+            "the key was not free at the one attempt of acquire.tryOnce; change the spec to \
+             contend again",
+        ),
+    };
+    Some(Verdict::new(Phase::Failed, Truth::False, reason, message))
+}
+
+/// The keepers have not yet noticed what we see by comparing with `now`.
+fn expired(facts: &Facts<'_>) -> Option<Verdict> {
+    let LockView::Held { .. } = facts.view?.lock else {
+        return None;
+    };
+    let message = "the session could not be renewed in time; the key may be somebody else's now";
+    Some(Verdict::new(Phase::Unknown, Truth::Unknown, Reason::Expired, message))
+}
+
+fn paused(facts: &Facts<'_>) -> Option<Verdict> {
+    matches!(facts.view?.lock, LockView::Standby).then(|| {
+        let message = "spec.paused: the key is released, and the claim stands by";
+        Verdict::new(Phase::Paused, Truth::True, Reason::Paused, message)
+    })
+}
+
+fn key_conflict(facts: &Facts<'_>) -> Option<Verdict> {
+    let Some(KeySeen::Conflict { flags }) = &facts.view?.key else {
+        return None;
+    };
+    let message = conflict_words(*flags);
+    Some(Verdict::new(Phase::Waiting, Truth::False, Reason::KeyConflict, message))
+}
+
+fn consul_denied(facts: &Facts<'_>) -> Option<Verdict> {
+    let trouble = trouble_of(facts.view?, &[Class::Denied])?;
+    let phase = contending_phase(facts.view?);
+    let message = format!("Consul's ACLs forbid it: {}", trouble_words(trouble));
+    Some(Verdict::new(phase, Truth::False, Reason::ConsulDenied, message))
+}
+
+fn consul_refused(facts: &Facts<'_>) -> Option<Verdict> {
+    let trouble = trouble_of(facts.view?, &[Class::Invalid])?;
+    let phase = contending_phase(facts.view?);
+    let message = format!("Consul refuses it: {}", trouble_words(trouble));
+    Some(Verdict::new(phase, Truth::False, Reason::ConsulRefused, message))
+}
+
+/// Consul does not answer, and there is no session left that could be relied on: whatever was
+/// known of the key may have changed.
+fn out_of_touch(facts: &Facts<'_>) -> Option<Verdict> {
+    let view = facts.view?;
+    let trouble = unreachable(view)?;
+    if view.session.health == SessionHealth::Jeopardy {
+        return None;
+    }
+    let phase = match view.lock {
+        LockView::Starting => Phase::Pending,
+        _ => Phase::Unknown,
+    };
+    let message = unavailable_words(trouble);
+    Some(Verdict::new(phase, Truth::Unknown, Reason::ConsulUnavailable, message))
+}
+
+/// Consul does not answer, but our session may still be relied on.
+fn doubtful(facts: &Facts<'_>) -> Option<Verdict> {
+    let view = facts.view?;
+    let trouble = unreachable(view)?;
+    let message = unavailable_words(trouble);
+    let phase = contending_phase(view);
+    Some(Verdict::new(phase, Truth::Unknown, Reason::ConsulUnavailable, message))
+}
+
+fn starting(facts: &Facts<'_>) -> Option<Verdict> {
+    let started = facts.view.is_some_and(|view| view.lock != LockView::Starting);
+    (!started).then(|| {
+        let message = "Consul has not said yet how the key stands";
+        Verdict::new(Phase::Pending, Truth::Unknown, Reason::Starting, message)
+    })
+}
+
+fn lock_delay(facts: &Facts<'_>) -> Option<Verdict> {
+    matches!(facts.view?.lock, LockView::LockDelay { .. }).then(|| {
+        let message = "nobody holds the key, and nobody may yet: its last holder was lost, and \
+                       the lock-delay is running";
+        Verdict::new(Phase::LockDelay, Truth::True, Reason::LockDelay, message)
+    })
+}
+
+fn held_elsewhere(facts: &Facts<'_>) -> Option<Verdict> {
+    let Some(KeySeen::Held(seen)) = &facts.view?.key else {
+        return None;
+    };
+    let holder = holder::of(seen);
+    let kind = if holder.stranger { "the stranger " } else { "" };
+    let message = format!("waits for {kind}{} to release the key", holder.identity);
+    Some(Verdict::new(Phase::Waiting, Truth::True, Reason::HeldElsewhere, message))
+}
+
+fn contending() -> Verdict {
+    let message = "contends for the key";
+    Verdict::new(Phase::Waiting, Truth::True, Reason::Contending, message)
+}
+
+fn contending_phase(view: &KeeperView) -> Phase {
+    match view.lock {
+        LockView::Starting => Phase::Pending,
+        LockView::LockDelay { .. } => Phase::LockDelay,
+        _ => Phase::Waiting,
+    }
+}
+
+fn trouble_of<'a>(view: &'a KeeperView, classes: &[Class]) -> Option<&'a Trouble> {
+    let trouble = view.trouble.as_ref()?;
+    classes.contains(&trouble.class).then_some(trouble)
+}
+
+/// The failure by which we know that Consul is away. While renewals succeed, a single call that
+/// failed is none.
+pub(super) fn unreachable(view: &KeeperView) -> Option<&Trouble> {
+    if view.session.health == SessionHealth::Healthy {
+        return None;
+    }
+    trouble_of(view, &[Class::Transient, Class::UnknownOutcome])
+}
+
+pub(super) fn conflict_words(flags: u64) -> String {
+    format!(
+        "the key holds something that is not a lock (its flags are {flags:#x}); it is left alone"
+    )
+}
+
+pub(super) fn unavailable_words(trouble: &Trouble) -> String {
+    format!("Consul does not answer: {}", trouble_words(trouble))
+}
+
+fn trouble_words(trouble: &Trouble) -> String {
+    format!("{}: {}", trouble.operation.as_str(), trouble.message)
+}
+
+/// The name of a reason in `history` and events.
+pub(super) const fn end_name(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Paused => "Paused",
+        EndReason::Stopped => "Stopped",
+        EndReason::MaxHold => "MaxHold",
+        EndReason::Expired => "Expired",
+        EndReason::SessionInvalidated => "SessionInvalidated",
+        EndReason::KeyDeleted => "KeyDeleted",
+        EndReason::KeyTaken => "KeyTaken",
+    }
+}
+
+const fn end_words(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Paused => "the claim was paused",
+        EndReason::Stopped => "the claim stops contending",
+        EndReason::MaxHold => "acquire.maxHold has passed",
+        EndReason::Expired => "the session could not be renewed in time",
+        EndReason::SessionInvalidated => "Consul ended the session",
+        EndReason::KeyDeleted => "the key was deleted",
+        EndReason::KeyTaken => "the key was taken away",
+    }
+}
