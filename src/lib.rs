@@ -18,6 +18,8 @@
 //!   passes the same tests.
 //! - [`telemetry`]: metrics, logs, the admin port.
 //! - [`keeper`]: drives the protocol against Consul and the clock, one pair of keepers per claim.
+//! - [`controller`]: observe (memory) -> plan (pure) -> apply (I/O) -> status (pure) -> one patch, if
+//!   it differs.
 //! - [`replicas`]: which of the controller's replicas acts.
 //! - [`cli`]: flags and environment become one validated configuration.
 //!

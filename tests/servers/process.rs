@@ -22,8 +22,6 @@ impl Replica {
     /// Starts it without waiting for anything. Alone in its namespace but for its like.
     fn launch(kubeconfig: &Path, consul: &str, namespace: &str) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
-        let mut variable = OsString::from("KUBECONFIG=");
-        variable.push(kubeconfig);
         let flags = [
             "controller".to_owned(),
             format!("--consul-http-addr={consul}"),
@@ -33,13 +31,14 @@ impl Replica {
             "--lease-renew-deadline=1s".to_owned(),
             "--lease-retry-period=250ms".to_owned(),
         ];
-        let program = OsString::from(env!("CARGO_BIN_EXE_consul-lock"));
         let recipe = Recipe {
             name: "controller".to_owned(),
-            program: "env".into(),
-            args: [variable, program].into_iter().chain(flags.map(OsString::from)).collect(),
+            program: env!("CARGO_BIN_EXE_consul-lock").into(),
+            args: flags.map(OsString::from).into(),
+            env: vec![("KUBECONFIG".to_owned(), kubeconfig.display().to_string())],
             log: folder.path().join("controller.log"),
             allowed: PATIENCE,
+            grace: PATIENCE,
         };
         let server = Server::prepare(recipe, || Ok(()));
         server.launch().unwrap();
@@ -67,10 +66,23 @@ impl Replica {
     }
 }
 
+/// Runs kubectl, which must succeed.
+#[track_caller]
+fn kubectl<const N: usize>(cluster: &ControlPlane, args: [&str; N]) {
+    let ran = cluster.kubectl(args).unwrap().output().unwrap();
+    assert!(ran.status.success(), "{args:?}: {ran:?}");
+}
+
+/// Installs the definition, whether or not another test has.
+fn install_definition(cluster: &ControlPlane) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
+    kubectl(cluster, ["apply", "--server-side", "--force-conflicts", "-f", file]);
+}
+
 fn control_plane(namespace: &str) -> &'static ControlPlane {
     let cluster = crate::fixtures::control_plane();
-    let made = cluster.kubectl(["create", "namespace", namespace]).unwrap().output().unwrap();
-    assert!(made.status.success(), "{made:?}");
+    kubectl(cluster, ["create", "namespace", namespace]);
+    install_definition(cluster);
     cluster
 }
 
@@ -83,7 +95,7 @@ fn standby_is_ready_too_and_takes_over_from_a_leader_that_is_told_to_stop() {
     let replicas = [start(), start()];
     for replica in &replicas {
         replica.wait_for("/readyz", 200, "[+] consul");
-        replica.wait_for("/healthz", 200, "[+] leader election");
+        replica.wait_for("/healthz", 200, "[+] controller");
     }
     let leader = wait_for("a leader", PATIENCE, || replicas.iter().position(Replica::leads));
     let (leader, standby) = match leader.unwrap() {
@@ -113,4 +125,38 @@ fn not_ready_before_consul_answers_and_ready_without_a_restart_after() {
     replica.wait_for("/healthz", 200, "ok");
     consul.server().start_again().unwrap();
     replica.wait_for("/readyz", 200, "[+] consul");
+}
+
+#[test]
+fn missing_definition_is_waited_for() {
+    let cluster = ControlPlane::start().unwrap();
+    let consul = crate::fixtures::shared_consul();
+    let replica = Replica::launch(cluster.kubeconfig(), &consul.address(), "default");
+    replica.wait_for("/readyz", 503, "[-] caches\n");
+    replica.wait_for("/readyz", 503, "[+] consul\n");
+    replica.wait_for("/metrics", 200, "consul_lock_watch_errors_total{resource=\"consullocks\"}");
+    install_definition(&cluster);
+    replica.wait_for("/readyz", 200, "[+] caches");
+    replica.wait_for("/healthz", 200, "ok");
+}
+
+#[test]
+fn examples_do_what_they_say() {
+    let cluster = ControlPlane::start().unwrap();
+    install_definition(&cluster);
+    let consul = Consul::start(ConsulConfig::default()).unwrap();
+    let _replica = Replica::launch(cluster.kubeconfig(), &consul.address(), "default");
+    // In this order: the first makes the namespace that the others are in.
+    for (file, claim, phase) in [
+        ("billing", "billing", "Held"),
+        ("nightly", "nightly", "Held"),
+        ("paused", "reports", "Paused"),
+        ("stranger", "migrate", "Held"),
+    ] {
+        let path = format!("{}/examples/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
+        kubectl(&cluster, ["apply", "-f", &path]);
+        let shown = format!("jsonpath={{.status.phase}}={phase}");
+        let object = format!("consullock/{claim}");
+        kubectl(&cluster, ["wait", "--timeout=30s", "-n", "shop", "--for", &shown, &object]);
+    }
 }
