@@ -22,8 +22,7 @@ impl Replica {
     /// Starts it without waiting for anything. Alone in its namespace but for its like.
     fn launch(kubeconfig: &Path, consul: &str, namespace: &str) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
-        let mut variable = OsString::from("KUBECONFIG=");
-        variable.push(kubeconfig);
+        let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
         let flags = [
             "controller".to_owned(),
             format!("--consul-http-addr={consul}"),
@@ -33,13 +32,14 @@ impl Replica {
             "--lease-renew-deadline=1s".to_owned(),
             "--lease-retry-period=250ms".to_owned(),
         ];
-        let program = OsString::from(env!("CARGO_BIN_EXE_consul-lock"));
         let recipe = Recipe {
             name: "controller".to_owned(),
-            program: "env".into(),
-            args: [variable, program].into_iter().chain(flags.map(OsString::from)).collect(),
+            program: env!("CARGO_BIN_EXE_consul-lock").into(),
+            args: flags.map(OsString::from).to_vec(),
+            env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
             log: folder.path().join("controller.log"),
             allowed: PATIENCE,
+            grace: PATIENCE,
         };
         let server = Server::prepare(recipe, || Ok(()));
         server.launch().unwrap();
