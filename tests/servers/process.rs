@@ -68,6 +68,7 @@ impl Replica {
 }
 
 fn control_plane(namespace: &str) -> &'static ControlPlane {
+    crate::site::install_crd();
     let cluster = crate::fixtures::control_plane();
     let made = cluster.kubectl(["create", "namespace", namespace]).unwrap().output().unwrap();
     assert!(made.status.success(), "{made:?}");
@@ -83,7 +84,7 @@ fn standby_is_ready_too_and_takes_over_from_a_leader_that_is_told_to_stop() {
     let replicas = [start(), start()];
     for replica in &replicas {
         replica.wait_for("/readyz", 200, "[+] consul");
-        replica.wait_for("/healthz", 200, "[+] leader election");
+        replica.wait_for("/healthz", 200, "[+] controller");
     }
     let leader = wait_for("a leader", PATIENCE, || replicas.iter().position(Replica::leads));
     let (leader, standby) = match leader.unwrap() {
