@@ -2,7 +2,7 @@
 //! Nothing below doubts it again.
 //!
 //! Every flag has a variable. Ours are the flag in capitals behind `CONSUL_LOCK_`; Consul's are
-//! the ones that its own tools read (see [`consul`]). A flag wins over its variable, and a
+//! the ones that its own tools read. A flag wins over its variable, and a
 //! variable that is set to nothing counts as not set.
 //!
 //! # Guarantees

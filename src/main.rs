@@ -16,9 +16,12 @@ use consul_lock::{
     clock::Clock,
     consul::{
         Class, Consul,
+        gated::Gated,
         http::{HttpConsul, ensure_tls_provider},
     },
-    replicas::{Ended, Leadership, Replicas},
+    controller::{self, Controller},
+    keeper::Keepers,
+    replicas::{Ended, Replicas},
     telemetry::{
         Metrics,
         admin::{self, Admin, Alive, Part, Ready},
@@ -110,7 +113,7 @@ fn print_crd() -> Result<(), Failure> {
 fn run_controller(config: ControllerConfig) -> Result<(), Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
-    let done = runtime.block_on(controller(config));
+    let done = runtime.block_on(serve(config));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
@@ -128,7 +131,7 @@ struct Shared {
 
 /// Starts every part, waits for a signal or for one that ends early, and stops them: the leader's
 /// work first, then the Lease, the admin server last.
-async fn controller(mut config: ControllerConfig) -> Result<(), Failure> {
+async fn serve(mut config: ControllerConfig) -> Result<(), Failure> {
     logs::install(config.log_format, &config.log);
     let address = config.admin_addr;
     let listener = TcpListener::bind(address).await;
@@ -159,7 +162,7 @@ async fn controller(mut config: ControllerConfig) -> Result<(), Failure> {
     let mut server = JoinSet::new();
     server.spawn(admin::serve(listener, admin, admin_stop.clone().cancelled_owned()));
     parts.start("consul", hear_from_consul(shared.clone(), ready.part("consul")));
-    parts.start("leader election", lead_when_elected(shared.clone(), replicas));
+    parts.start("controller", control(shared.clone(), replicas, ready.part("caches")));
 
     let ended = tokio::select! {
         signalled = signalled() => signalled,
@@ -204,24 +207,57 @@ fn contend(shared: &Shared, client: Client, own_namespace: &str) -> Replicas {
     replicas
 }
 
-/// Takes part in the election, and does a leader's work while it leads.
-async fn lead_when_elected(shared: Shared, replicas: Replicas) {
+/// Keeps the caches, takes part in the election, and does a leader's work while it leads.
+async fn control(shared: Shared, replicas: Replicas, caches: Part) {
     let stop = shared.stop.clone();
     let Some(cluster) = stop.run_until_cancelled(cluster_name(&shared)).await else {
         return;
     };
     tracing::info!(cluster = cluster.as_str(), "this cluster's name in Consul");
-    let leadership = replicas.leadership();
-    let ended =
-        replicas.run(|| lead(&shared, &cluster, leadership.clone()), stop.cancelled()).await;
-    if let Ended::WorkEnded(()) = ended {
-        tracing::error!("the leader's work ended by itself");
+    let controller = controller_of(&shared, &cluster, &replicas);
+    let synced = async {
+        controller.synced().await;
+        caches.ready();
+        std::future::pending::<()>().await;
+    };
+    let elected = replicas.run(|| controller.lead(), stop.cancelled());
+    tokio::select! {
+        ended = elected => if let Ended::WorkEnded(error) = ended {
+            tracing::error!(%error, "the leader's work ended by itself");
+        },
+        error = controller.watch() => tracing::error!(%error, "the caches ended by themselves"),
+        () = synced => {}
     }
 }
 
-/// A leader's work, until it is dropped.
-async fn lead(_shared: &Shared, _cluster: &ClusterName, _leadership: Leadership) {
-    std::future::pending().await
+fn controller_of(
+    shared: &Shared,
+    cluster: &ClusterName,
+    replicas: &Replicas,
+) -> Controller<Gated<HttpConsul>> {
+    let config = &shared.config;
+    let names = config.watch_namespaces.iter().map(|name| name.as_str().to_owned()).collect();
+    let settings = controller::Config {
+        key_prefix: config.key_prefix.clone().into(),
+        cluster: cluster.as_str().to_owned(),
+        namespaces: Some(names),
+        instance: replicas.me().to_owned(),
+    };
+    let may_act = replicas.leadership().gate();
+    let consul = Gated::new(shared.consul.clone(), Arc::clone(&may_act));
+    let (clock, metrics) = (shared.clock.clone(), Arc::clone(&shared.metrics));
+    let make_keepers = move |wake| {
+        let jitter = Arc::new(|| rand::random_range(0.0..1.0));
+        Keepers::new(consul.clone(), clock.clone(), Arc::clone(&metrics), jitter, wake)
+    };
+    Controller::new(
+        settings,
+        shared.kube.clone(),
+        shared.clock.clone(),
+        Arc::clone(&shared.metrics),
+        may_act,
+        Box::new(make_keepers),
+    )
 }
 
 /// The configured name, or the beginning of the kube-system Namespace's UID, as soon as the API

@@ -166,6 +166,11 @@ impl Replicas {
         }
     }
 
+    /// This replica's name as a contender.
+    pub fn me(&self) -> &str {
+        &self.me
+    }
+
     /// The handle by which others ask whether this process leads.
     pub fn leadership(&self) -> Leadership {
         self.leadership.clone()

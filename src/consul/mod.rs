@@ -18,6 +18,7 @@ use std::{fmt, future::Future, time::Duration};
 use crate::names::{Key, NodeName, SessionId, SessionName};
 
 pub mod fake;
+pub mod gated;
 pub mod http;
 
 /// What a lost session does to the keys it holds. Consul: `Behavior`.

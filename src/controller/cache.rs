@@ -103,7 +103,8 @@ impl<K: Resource + Clone> Cache<K> {
     }
 
     /// Whether every watch has listed everything once.
-    pub(super) fn is_synced(&self) -> bool {
+    #[cfg(test)]
+    fn is_synced(&self) -> bool {
         *self.synced.borrow()
     }
 

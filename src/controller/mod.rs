@@ -171,10 +171,11 @@ impl<C: Consul> Controller<C> {
         Controller { config, client, clock, metrics, may_act, make_keepers, caches }
     }
 
-    /// Whether the claims have been listed. Namespaces may be missing: claims with keys of their
-    /// own need none.
-    pub fn is_synced(&self) -> bool {
-        self.caches.claims.is_synced()
+    /// Returns once the claims have been listed, provided that the controller
+    /// [watches](Controller::watch). Namespaces may be missing: only claims with keys of their own
+    /// need them.
+    pub async fn synced(&self) {
+        self.caches.claims.wait_until_synced().await;
     }
 
     /// Keeps the caches, for as long as it is polled.

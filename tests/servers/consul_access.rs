@@ -207,6 +207,17 @@ async fn what_a_token_may_not_see_is_denied_and_not_missing() {
 }
 
 #[tokio::test]
+async fn consul_hides_from_the_anonymous_that_it_hides_something() {
+    let (lab, anonymous) = (guarded_lab().await, client(guarded_consul().address(), |_| {}));
+    let session = lab.session().await;
+    let seen = anonymous.session(&session, Consistency::Consistent).await.unwrap();
+    assert_eq!(seen, None); // though it lives: why an empty answer alone proves no loss
+    let error = anonymous.get(&lab.key("k"), Consistency::Consistent).await.unwrap_err();
+    assert_eq!(error.class, Class::Denied);
+    lab.consul.renew_session(&session).await.unwrap();
+}
+
+#[tokio::test]
 async fn consul_says_who_it_takes_us_for() {
     let (accessor, secret) = token("");
     let info = with_token(&secret).token_self().await.unwrap();

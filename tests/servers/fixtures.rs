@@ -179,15 +179,15 @@ pub(crate) fn unlock(key: &Key, session: &SessionId) -> TxnOp {
 }
 
 /// The control plane of whoever keeps to namespaces of his own. Ends with this process.
-pub(crate) async fn shared_cluster() -> &'static ControlPlane {
+pub(crate) fn control_plane() -> &'static ControlPlane {
     static CLUSTER: OnceLock<ControlPlane> = OnceLock::new();
-    let start = || CLUSTER.get_or_init(|| ControlPlane::start().unwrap());
-    tokio::task::spawn_blocking(start).await.unwrap()
+    CLUSTER.get_or_init(|| ControlPlane::start().unwrap())
 }
 
 /// An administrator of the shared control plane.
 pub(crate) async fn kube_client() -> Client {
-    client_by(shared_cluster().await.kubeconfig()).await
+    let cluster = tokio::task::spawn_blocking(control_plane).await.unwrap();
+    client_by(cluster.kubeconfig()).await
 }
 
 /// Whom a kubeconfig file makes one. A call is sent once and no more.

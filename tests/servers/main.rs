@@ -11,5 +11,6 @@ mod consul_faults;
 mod consul_wire;
 mod corpus;
 mod fixtures;
+mod process;
 mod replicas;
 mod scripted;

@@ -111,6 +111,10 @@ impl Transport {
                 Err(fail(errors::unanswered(operation), format!("no answer within {limit:?}")))
             }
         };
+        // The connection goes back to the pool in tasks of its own. A call that got our turn before
+        // that would open another one.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
         drop(permit);
         reply.map_err(|error| match &token {
             Some(token) => ConsulError { message: token.redact(error.message), ..error },

@@ -1,0 +1,103 @@
+//! The binary as a user meets it, without any server.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output},
+};
+
+fn consul_lock(args: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
+    // Nothing of whoever runs the tests.
+    command.env_clear().args(args).envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Asserts that the controller ends at once, with this exit code and these words.
+#[track_caller]
+fn refused(args: &[&str], variables: &[(&str, &str)], code: i32, words: &[&str]) {
+    let ended = consul_lock(&[&["controller"], args].concat(), variables);
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(code), "{said}");
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in: {said}");
+    }
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+#[test]
+fn crd_prints_the_definition_that_is_checked_in() {
+    let printed = consul_lock(&["crd"], &[]);
+    assert!(printed.status.success());
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
+    assert_eq!(text(&printed.stdout), std::fs::read_to_string(path).unwrap());
+}
+
+#[test]
+fn help_lists_variables_and_exit_codes_and_no_secret() {
+    let secrets = [
+        ("CONSUL_HTTP_TOKEN", "s3cret"),
+        ("CONSUL_HTTP_AUTH", "me:s3cret"),
+        ("CONSUL_HTTP_ADDR", "http://me:s3cret@consul"),
+    ];
+    let help = consul_lock(&["controller", "--help"], &secrets);
+    let shown = text(&help.stdout);
+    assert!(help.status.success());
+    for word in ["CONSUL_HTTP_TOKEN_FILE", "CONSUL_LOCK_KEY_PREFIX", "Exit codes: 0", "8s"] {
+        assert!(shown.contains(word), "no {word:?} in: {shown}");
+    }
+    assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+#[test]
+fn wrong_usage_is_refused_with_two() {
+    refused(&["--lease-duration=3s"], &[], 2, &["--lease-renew-deadline", "shorter"]);
+    refused(&[], &[("CONSUL_LOCK_LEASE_DURATION", "soon")], 2, &["--lease-duration", "1m30s"]);
+    refused(&[], &[("CONSUL_LOCK_ADMIN_ADDR", "x")], 2, &["--admin-addr", "0.0.0.0:8080"]);
+    refused(&[], &[("CONSUL_HTTP_ADDR", "ftp://x")], 2, &["CONSUL_HTTP_ADDR", "unix"]);
+    refused(&[], &[("CONSUL_HTTP_TOKEN", "s3cret s3cret")], 2, &["CONSUL_HTTP_TOKEN"]);
+    refused(&[], &[("CONSUL_HTTP_SSL_VERIFY", "false")], 2, &["CONSUL_CACERT"]);
+    refused(&[], &[("CONSUL_HTTP_AUTH", "me:s3cret")], 2, &["CONSUL_HTTP_TOKEN_FILE"]);
+}
+
+#[test]
+fn taken_admin_address_is_three() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(&["--admin-addr", &address], &[], 3, &["--admin-addr", &address, "in use"]);
+
+    // Variables that are set to nothing count as not set; the validation lets this one through.
+    let empty = [
+        ("CONSUL_HTTP_ADDR", ""),
+        ("CONSUL_HTTP_SSL_VERIFY", " "),
+        ("CONSUL_CACERT", ""),
+        ("CONSUL_LOCK_KEY_PREFIX", ""),
+        ("CONSUL_LOCK_LEASE_DURATION", ""),
+        ("CONSUL_LOCK_WATCH_NAMESPACES", ""),
+    ];
+    refused(&["--admin-addr", &address], &empty, 3, &["in use"]);
+}
+
+#[test]
+fn token_file_wins_over_the_token_of_the_same_rank() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (file, token) =
+        (("CONSUL_HTTP_TOKEN_FILE", "/nonexistent"), ("CONSUL_HTTP_TOKEN", "s3cret"));
+    let read = ["CONSUL_HTTP_TOKEN_FILE", "No such file"];
+    refused(&[], &[file, token], 2, &read);
+    refused(&["--consul-http-token-file=/nonexistent"], &[token], 2, &read);
+    let typed = ["--consul-http-token=s3cret", "--admin-addr", &address];
+    refused(&typed, &[file], 3, &["in use"]);
+}
+
+#[test]
+fn missing_kubernetes_configuration_is_three() {
+    let nowhere = [("KUBECONFIG", "/nonexistent"), ("HOME", "/nonexistent")];
+    refused(&["--admin-addr=127.0.0.1:0"], &nowhere, 3, &["KUBECONFIG"]);
+}

@@ -1,0 +1,116 @@
+//! The controller's process: probes, metrics, election and the end, with real servers.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use testbed::{Consul, ConsulConfig, ControlPlane, Folder, Port, Recipe, Reply, Server, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One replica of the controller.
+struct Replica {
+    server: Server,
+    admin: Port,
+    _folder: Folder,
+}
+
+impl Replica {
+    /// Starts it without waiting for anything. Alone in its namespace but for its like.
+    fn launch(kubeconfig: &Path, consul: &str, namespace: &str) -> Replica {
+        let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
+        let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
+        let flags = [
+            "controller".to_owned(),
+            format!("--consul-http-addr={consul}"),
+            format!("--admin-addr=127.0.0.1:{}", admin.number()),
+            format!("--lease-namespace={namespace}"),
+            "--lease-duration=2s".to_owned(),
+            "--lease-renew-deadline=1s".to_owned(),
+            "--lease-retry-period=250ms".to_owned(),
+        ];
+        let recipe = Recipe {
+            name: "controller".to_owned(),
+            program: env!("CARGO_BIN_EXE_consul-lock").into(),
+            args: flags.map(OsString::from).to_vec(),
+            env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
+            log: folder.path().join("controller.log"),
+            allowed: PATIENCE,
+            grace: PATIENCE,
+        };
+        let server = Server::prepare(recipe, || Ok(()));
+        server.launch().unwrap();
+        Replica { server, admin, _folder: folder }
+    }
+
+    fn get(&self, path: &str) -> Option<Reply> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin.number()));
+        testbed::request(address, "GET", path, &[], b"").ok()
+    }
+
+    /// Waits for an answer on `path` with this status and these words.
+    #[track_caller]
+    fn wait_for(&self, path: &str, status: u16, words: &str) {
+        let what = format!("{status} with {words:?} on {path}");
+        let found = wait_for(what, PATIENCE, || {
+            let reply = self.get(path)?;
+            (reply.status == status && reply.text().contains(words)).then_some(())
+        });
+        found.unwrap();
+    }
+
+    fn leads(&self) -> bool {
+        self.get("/metrics").is_some_and(|reply| reply.text().contains("\nconsul_lock_leader 1\n"))
+    }
+}
+
+fn control_plane(namespace: &str) -> &'static ControlPlane {
+    let cluster = crate::fixtures::control_plane();
+    let made = cluster.kubectl(["create", "namespace", namespace]).unwrap().output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    cluster
+}
+
+#[test]
+fn standby_is_ready_too_and_takes_over_from_a_leader_that_is_told_to_stop() {
+    let namespace = "process-handover";
+    let cluster = control_plane(namespace);
+    let consul = crate::fixtures::shared_consul();
+    let start = || Replica::launch(cluster.kubeconfig(), &consul.address(), namespace);
+    let replicas = [start(), start()];
+    for replica in &replicas {
+        replica.wait_for("/readyz", 200, "[+] consul");
+        replica.wait_for("/healthz", 200, "[+] leader election");
+    }
+    let leader = wait_for("a leader", PATIENCE, || replicas.iter().position(Replica::leads));
+    let (leader, standby) = match leader.unwrap() {
+        0 => (&replicas[0], &replicas[1]),
+        _ => (&replicas[1], &replicas[0]),
+    };
+    assert!(!standby.leads());
+    standby.wait_for("/readyz", 200, "ok");
+
+    leader.server.terminate().unwrap();
+    wait_for("the standby to lead", Duration::from_secs(2), || standby.leads().then_some(()))
+        .unwrap();
+    let status = leader.server.wait_ended(PATIENCE).unwrap();
+    assert_eq!(status.code(), Some(0));
+    standby.server.terminate().unwrap();
+    assert_eq!(standby.server.wait_ended(PATIENCE).unwrap().code(), Some(0));
+}
+
+#[test]
+fn not_ready_before_consul_answers_and_ready_without_a_restart_after() {
+    let namespace = "process-consul-late";
+    let cluster = control_plane(namespace);
+    let consul = Consul::start(ConsulConfig { persistent: true, ..Default::default() }).unwrap();
+    consul.server().stop().unwrap();
+    let replica = Replica::launch(cluster.kubeconfig(), &consul.address(), namespace);
+    replica.wait_for("/readyz", 503, "[-] consul");
+    replica.wait_for("/healthz", 200, "ok");
+    consul.server().start_again().unwrap();
+    replica.wait_for("/readyz", 200, "[+] consul");
+}
