@@ -10,6 +10,7 @@ mod consul_contract;
 mod consul_faults;
 mod consul_wire;
 mod corpus;
+mod end_to_end;
 mod fixtures;
 mod process;
 mod replicas;
