@@ -51,7 +51,7 @@ impl GoDuration {
     /// What the text means.
     ///
     /// # Errors
-    /// [`DurationError`] for everything that [`PATTERN`] and [`MAX_LENGTH`] do not admit.
+    /// [`DurationError`] for everything that the schema does not admit.
     pub fn parse(&self) -> Result<Duration, DurationError> {
         parse(&self.0)
             .ok_or_else(|| DurationError { shown: self.0.chars().take(2 * MAX_LENGTH).collect() })

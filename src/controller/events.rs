@@ -165,7 +165,7 @@ impl Publisher {
             let span = logs::claim_span(namespace.unwrap_or_default(), name.unwrap_or_default());
             async move {
                 if let Err(error) = writer.create_event(&event).await {
-                    tracing::debug!(%error, "an event could not be told");
+                    tracing::warn!(%error, "an event could not be told");
                 }
             }
             .instrument(span)
@@ -191,7 +191,7 @@ fn event(claim: &ConsulLock, news: &News, wall: Timestamp, instance: &str) -> Ev
     let kind = if news.warning { "Warning" } else { "Normal" };
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", claim.name_any())),
+            generate_name: Some(format!("{}-", claim.name_any())),
             namespace: claim.namespace(),
             ..ObjectMeta::default()
         },

@@ -131,7 +131,7 @@ struct Objects {
 }
 
 async fn objects(namespace: &'static str) -> Objects {
-    let client = fixtures::kube_client().await;
+    let client = fixtures::claims_client().await;
     fixtures::create_namespace(&client, namespace).await;
     Objects { client, namespace }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use consul_lock::{
+    api::ConsulLock,
     clock::{Clock, Instant},
     consul::{
         Behavior, Consistency, Consul, KvPair, PutMode, Refusal, SessionRequest, Txn, TxnOp,
@@ -18,10 +19,13 @@ use consul_lock::{
     },
     names::{Key, NodeName, SessionId, SessionName},
 };
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{
+    api::core::v1::Namespace,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, Client, Config,
-    api::PostParams,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use testbed::ControlPlane;
@@ -200,4 +204,25 @@ pub(crate) async fn create_namespace(client: &Client, name: &str) {
     let mut namespace = Namespace::default();
     namespace.metadata.name = Some(name.into());
     let _ = Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await;
+}
+
+/// An administrator of the shared control plane, where ConsulLocks are known.
+pub(crate) async fn claims_client() -> Client {
+    static INSTALLED: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    let client = kube_client().await;
+    INSTALLED.get_or_init(|| install_crd(&client)).await;
+    client
+}
+
+async fn install_crd(client: &Client) {
+    let definition: CustomResourceDefinition =
+        serde_saphyr::from_str(&consul_lock::api::crd_yaml()).unwrap();
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    api.create(&PostParams::default(), &definition).await.unwrap();
+    let (claims, clock) = (Api::<ConsulLock>::all(client.clone()), Clock::boot());
+    let begin = clock.now();
+    while let Err(error) = claims.list(&ListParams::default()).await {
+        assert!(clock.now().since(begin) < PATIENCE, "ConsulLocks stay unknown: {error}");
+        clock.sleep_until(clock.now() + Duration::from_millis(20)).await;
+    }
 }

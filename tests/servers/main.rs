@@ -3,13 +3,16 @@
 //! this process.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
+mod claims;
 mod consul_access;
 mod consul_cluster;
 mod consul_contract;
 mod consul_faults;
 mod consul_wire;
 mod corpus;
+mod end_to_end;
 mod fixtures;
 mod process;
 mod replicas;
 mod scripted;
+mod site;

@@ -22,6 +22,7 @@ impl Replica {
     /// Starts it without waiting for anything. Alone in its namespace but for its like.
     fn launch(kubeconfig: &Path, consul: &str, namespace: &str) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
+        let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
         let flags = [
             "controller".to_owned(),
             format!("--consul-http-addr={consul}"),
@@ -34,8 +35,8 @@ impl Replica {
         let recipe = Recipe {
             name: "controller".to_owned(),
             program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: flags.map(OsString::from).into(),
-            env: vec![("KUBECONFIG".to_owned(), kubeconfig.display().to_string())],
+            args: flags.map(OsString::from).to_vec(),
+            env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
             log: folder.path().join("controller.log"),
             allowed: PATIENCE,
             grace: PATIENCE,
@@ -73,16 +74,16 @@ fn kubectl<const N: usize>(cluster: &ControlPlane, args: [&str; N]) {
     assert!(ran.status.success(), "{args:?}: {ran:?}");
 }
 
-/// Installs the definition, whether or not another test has.
+/// Installs the definition in a control plane of one's own.
 fn install_definition(cluster: &ControlPlane) {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
-    kubectl(cluster, ["apply", "--server-side", "--force-conflicts", "-f", file]);
+    kubectl(cluster, ["apply", "-f", file]);
 }
 
 fn control_plane(namespace: &str) -> &'static ControlPlane {
+    crate::site::install_crd();
     let cluster = crate::fixtures::control_plane();
     kubectl(cluster, ["create", "namespace", namespace]);
-    install_definition(cluster);
     cluster
 }
 

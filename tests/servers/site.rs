@@ -1,0 +1,364 @@
+//! A site: a namespace of its own on the shared control plane, a cluster name and a key prefix of
+//! its own in a Consul, and replicas of the controller that look after this namespace alone. Sites
+//! do not disturb one another, so tests run side by side.
+
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use consul_lock::{
+    api::{ConsulLock, ConsulLockStatus, Phase},
+    clock::Clock,
+    consul::{
+        Consistency, Consul, KvPair, SessionInfo,
+        http::{HttpConfig, HttpConsul, Token, TokenSource},
+    },
+    names::{Key, NodeName},
+};
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use testbed::{Folder, Port, Recipe, Server};
+
+use crate::fixtures::{
+    PATIENCE, client_by, control_plane, create_namespace, shared_consul, unique,
+};
+
+/// How often a condition is looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// A namespace with its Consul and its controllers.
+pub(crate) struct Site {
+    pub(crate) namespace: String,
+    pub(crate) client: Client,
+    pub(crate) claims: Api<ConsulLock>,
+    pub(crate) consul: HttpConsul,
+    kubeconfig: PathBuf,
+    consul_address: String,
+    consul_token: Option<String>,
+    clock: Clock,
+}
+
+/// One replica of the controller.
+pub(crate) struct Replica {
+    pub(crate) server: Server,
+    admin: Port,
+    folder: Folder,
+}
+
+/// The ConsulLock definition, installed once.
+pub(crate) fn install_crd() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let cluster = control_plane();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
+        let patience = format!("--timeout={}s", PATIENCE.as_secs());
+        for arguments in [
+            ["apply", "--server-side", "-f", file].as_slice(),
+            &["wait", "--for=condition=Established", &patience, "-f", file],
+        ] {
+            let done = cluster.kubectl(arguments.iter().copied()).unwrap().output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        }
+    });
+}
+
+impl Site {
+    /// A site on the shared Consul.
+    pub(crate) async fn new(what: &str) -> Site {
+        let consul = tokio::task::spawn_blocking(|| shared_consul().address()).await.unwrap();
+        Site::on(what, &consul).await
+    }
+
+    /// A site whose controllers reach Consul at `consul`: a proxy, say.
+    pub(crate) async fn on(what: &str, consul: &str) -> Site {
+        Site::through(what, consul, None, None).await
+    }
+
+    /// A site with a Consul token, and whose controllers go by another kubeconfig than the
+    /// administrator's.
+    pub(crate) async fn through(
+        what: &str,
+        consul: &str,
+        token: Option<&str>,
+        kubeconfig: Option<&Path>,
+    ) -> Site {
+        let cluster = tokio::task::spawn_blocking(|| {
+            install_crd();
+            control_plane()
+        });
+        let administrator = cluster.await.unwrap().kubeconfig();
+        let client = client_by(administrator).await;
+        let namespace = unique(what);
+        create_namespace(&client, &namespace).await;
+        let mut config = HttpConfig::new(consul);
+        if let Some(token) = token {
+            config.token = TokenSource::Value(Token::new(token).unwrap());
+        }
+        Site {
+            claims: Api::namespaced(client.clone(), &namespace),
+            client,
+            consul: HttpConsul::new(config).unwrap(),
+            kubeconfig: kubeconfig.unwrap_or(administrator).to_owned(),
+            consul_address: consul.to_owned(),
+            consul_token: token.map(str::to_owned),
+            clock: Clock::boot(),
+            namespace,
+        }
+    }
+
+    /// The same site, but reached by its administrator at another Consul address than its
+    /// controllers use: past a proxy that is about to misbehave.
+    pub(crate) fn observed_at(mut self, consul: &str) -> Site {
+        let mut config = HttpConfig::new(consul);
+        if let Some(token) = &self.consul_token {
+            config.token = TokenSource::Value(Token::new(token).unwrap());
+        }
+        self.consul = HttpConsul::new(config).unwrap();
+        self
+    }
+
+    /// A replica with short Lease times.
+    pub(crate) async fn start(&self) -> Replica {
+        let lease =
+            ["--lease-duration=2s", "--lease-renew-deadline=1s", "--lease-retry-period=250ms"];
+        self.start_with(&lease).await
+    }
+
+    /// A replica with these flags beside the site's own.
+    pub(crate) async fn start_with(&self, flags: &[&str]) -> Replica {
+        let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
+        let own = [
+            "controller".to_owned(),
+            format!("--admin-addr=127.0.0.1:{}", admin.number()),
+            format!("--lease-namespace={}", self.namespace),
+            format!("--watch-namespaces={}", self.namespace),
+            format!("--cluster-name={}", self.cluster()),
+            format!("--key-prefix={}", self.cluster()),
+            "--log=info,consul_lock=debug".to_owned(),
+        ];
+        let kubeconfig = self.kubeconfig.to_str().unwrap().to_owned();
+        let mut env = vec![
+            ("KUBECONFIG".to_owned(), kubeconfig),
+            ("CONSUL_HTTP_ADDR".to_owned(), self.consul_address.clone()),
+            ("HOSTNAME".to_owned(), format!("replica-{}", admin.number())),
+        ];
+        if let Some(token) = &self.consul_token {
+            env.push(("CONSUL_HTTP_TOKEN".to_owned(), token.clone()));
+        }
+        let recipe = Recipe {
+            name: "controller".to_owned(),
+            program: env!("CARGO_BIN_EXE_consul-lock").into(),
+            args: own
+                .iter()
+                .map(String::as_str)
+                .chain(flags.iter().copied())
+                .map(Into::into)
+                .collect(),
+            env,
+            log: folder.path().join("controller.log"),
+            allowed: PATIENCE,
+            grace: PATIENCE,
+        };
+        let server = Server::prepare(recipe, || Ok(()));
+        server.launch().unwrap();
+        Replica { server, admin, folder }
+    }
+
+    /// The cluster's name, and the first part of its keys.
+    pub(crate) fn cluster(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The default key of a claim.
+    pub(crate) fn key(&self, claim: &str) -> Key {
+        Key::new(&format!("{}/{}/{claim}", self.cluster(), self.namespace)).unwrap()
+    }
+
+    pub(crate) async fn create(&self, name: &str, spec: Value) -> ConsulLock {
+        self.claims.create(&PostParams::default(), &claim(name, spec)).await.unwrap()
+    }
+
+    /// Merges `spec` into the claim's.
+    pub(crate) async fn change(&self, name: &str, spec: Value) -> ConsulLock {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        self.claims.patch(name, &PatchParams::default(), &patch).await.unwrap()
+    }
+
+    pub(crate) async fn delete(&self, name: &str) {
+        self.claims.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    pub(crate) async fn status(&self, name: &str) -> ConsulLockStatus {
+        self.claims.get(name).await.unwrap().status.unwrap_or_default()
+    }
+
+    /// Looks at the claim's status until it is as wanted.
+    pub(crate) async fn wait(
+        &self,
+        name: &str,
+        what: &str,
+        good: impl Fn(&ConsulLockStatus) -> bool,
+    ) -> ConsulLockStatus {
+        let look = || async {
+            let status = self.status(name).await;
+            if good(&status) { Ok(status) } else { Err(status) }
+        };
+        eventually(&format!("{name}: {what}"), look).await
+    }
+
+    pub(crate) async fn wait_phase(&self, name: &str, phase: Phase) -> ConsulLockStatus {
+        let what = format!("phase {phase:?}");
+        self.wait(name, &what, |status| status.phase == Some(phase)).await
+    }
+
+    /// Waits until the claim is held; its token.
+    pub(crate) async fn held(&self, name: &str) -> u64 {
+        token(&self.wait_phase(name, Phase::Held).await)
+    }
+
+    /// Waits until the claim is gone.
+    pub(crate) async fn gone(&self, name: &str) {
+        let look = || async {
+            match self.claims.get_opt(name).await.unwrap() {
+                None => Ok(()),
+                Some(claim) => Err(claim.metadata),
+            }
+        };
+        eventually(&format!("{name} to be gone"), look).await;
+    }
+
+    /// The reasons of the events about the claim, oldest first.
+    pub(crate) async fn events(&self, name: &str) -> Vec<String> {
+        let events = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
+        let mut events = events.list(&ListParams::default()).await.unwrap().items;
+        events.retain(|event| {
+            event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(name)
+        });
+        events.sort_by_key(|event| event.event_time.as_ref().map(|time| time.0));
+        events.into_iter().filter_map(|event| event.reason).collect()
+    }
+
+    /// Waits for an event about the claim.
+    pub(crate) async fn event(&self, name: &str, reason: &str) {
+        let look = || async {
+            let reasons = self.events(name).await;
+            if reasons.iter().any(|known| known == reason) { Ok(()) } else { Err(reasons) }
+        };
+        eventually(&format!("{name}: an event {reason}"), look).await;
+    }
+
+    /// The sessions of this site's claims.
+    pub(crate) async fn sessions(&self) -> Vec<SessionInfo> {
+        let node = NodeName::new(format!("consul-lock-{}-{}", self.cluster(), self.namespace));
+        self.consul.node_sessions(&node).await.unwrap()
+    }
+
+    /// The key as Consul has it.
+    pub(crate) async fn pair(&self, key: &Key) -> Option<KvPair> {
+        self.consul.get(key, Consistency::Consistent).await.unwrap().pair
+    }
+
+    /// Waits until nothing of this site is left in Consul.
+    pub(crate) async fn no_sessions(&self) {
+        let look = || async {
+            let sessions = self.sessions().await;
+            if sessions.is_empty() { Ok(()) } else { Err(sessions) }
+        };
+        eventually("no session to be left", look).await;
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+impl Replica {
+    /// What the admin port says on `path`, if it answers.
+    pub(crate) fn get(&self, path: &str) -> Option<testbed::Reply> {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.admin.number()));
+        testbed::request(address, "GET", path, &[], b"").ok()
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.metric("consul_lock_leader") == Some(1.0)
+    }
+
+    /// The value of a metric, by its name with its labels.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.get("/metrics")?.text();
+        let line = text
+            .lines()
+            .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    pub(crate) async fn wait_ready(&self) {
+        let look = || async {
+            match self.get("/readyz") {
+                Some(reply) if reply.status == 200 => Ok(()),
+                other => Err(other.map(|reply| reply.text())),
+            }
+        };
+        eventually("the controller to be ready", look).await;
+    }
+
+    pub(crate) async fn wait_leads(&self) {
+        let look = || async { if self.leads() { Ok(()) } else { Err("standby") } };
+        eventually("the replica to lead", look).await;
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("controller.log")).unwrap()
+    }
+}
+
+/// A claim, not yet created.
+pub(crate) fn claim(name: &str, spec: Value) -> ConsulLock {
+    serde_json::from_value(json!({
+        "apiVersion": "consullock.dev/v1alpha1",
+        "kind": "ConsulLock",
+        "metadata": { "name": name },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+/// The status's token; it must have one.
+#[track_caller]
+pub(crate) fn token(status: &ConsulLockStatus) -> u64 {
+    status.fencing_token.as_ref().unwrap().parse().unwrap()
+}
+
+/// The status, reason and message of a condition.
+pub(crate) fn condition(status: &ConsulLockStatus, type_: &str) -> (String, String, String) {
+    let found = status.conditions.iter().find(|condition| condition.type_ == type_);
+    found.map_or_else(Default::default, |condition| {
+        (condition.status.clone(), condition.reason.clone(), condition.message.clone())
+    })
+}
+
+/// Looks until `look` is content; panics with what it said last when patience ends.
+pub(crate) async fn eventually<T, E: Debug, F>(what: &str, look: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let clock = Clock::boot();
+    let deadline = clock.now() + PATIENCE;
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(last) if clock.now() >= deadline => {
+                panic!("waited {PATIENCE:?} for {what}; last: {last:#?}")
+            }
+            Err(_) => clock.sleep_until(clock.now() + GLANCE).await,
+        }
+    }
+}
