@@ -28,6 +28,7 @@ impl Replica {
             format!("--consul-http-addr={consul}"),
             format!("--admin-addr=127.0.0.1:{}", admin.number()),
             format!("--lease-namespace={namespace}"),
+            format!("--watch-namespaces={namespace}"),
             "--lease-duration=2s".to_owned(),
             "--lease-renew-deadline=1s".to_owned(),
             "--lease-retry-period=250ms".to_owned(),
@@ -81,7 +82,8 @@ fn install_definition(cluster: &ControlPlane) {
 }
 
 fn control_plane(namespace: &str) -> &'static ControlPlane {
-    crate::site::install_crd();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(crate::fixtures::claims_client());
     let cluster = crate::fixtures::control_plane();
     kubectl(cluster, ["create", "namespace", namespace]);
     cluster

@@ -5,7 +5,6 @@
 use std::{
     fmt::Debug,
     path::{Path, PathBuf},
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -27,7 +26,7 @@ use serde_json::{Value, json};
 use testbed::{Folder, Port, Recipe, Server};
 
 use crate::fixtures::{
-    PATIENCE, client_by, control_plane, create_namespace, shared_consul, unique,
+    PATIENCE, claims_client, control_plane, create_namespace, shared_consul, unique,
 };
 
 /// How often a condition is looked at.
@@ -52,23 +51,6 @@ pub(crate) struct Replica {
     folder: Folder,
 }
 
-/// The ConsulLock definition, installed once.
-pub(crate) fn install_crd() {
-    static INSTALLED: OnceLock<()> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        let cluster = control_plane();
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
-        let patience = format!("--timeout={}s", PATIENCE.as_secs());
-        for arguments in [
-            ["apply", "--server-side", "-f", file].as_slice(),
-            &["wait", "--for=condition=Established", &patience, "-f", file],
-        ] {
-            let done = cluster.kubectl(arguments.iter().copied()).unwrap().output().unwrap();
-            assert!(done.status.success(), "{done:?}");
-        }
-    });
-}
-
 impl Site {
     /// A site on the shared Consul.
     pub(crate) async fn new(what: &str) -> Site {
@@ -89,12 +71,8 @@ impl Site {
         token: Option<&str>,
         kubeconfig: Option<&Path>,
     ) -> Site {
-        let cluster = tokio::task::spawn_blocking(|| {
-            install_crd();
-            control_plane()
-        });
-        let administrator = cluster.await.unwrap().kubeconfig();
-        let client = client_by(administrator).await;
+        let client = claims_client().await;
+        let administrator = control_plane().kubeconfig();
         let namespace = unique(what);
         create_namespace(&client, &namespace).await;
         let mut config = HttpConfig::new(consul);
