@@ -11,6 +11,7 @@ mod consul_faults;
 mod consul_wire;
 mod corpus;
 mod end_to_end;
+mod faults_consul;
 mod fixtures;
 mod process;
 mod replicas;
