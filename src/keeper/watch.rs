@@ -152,8 +152,15 @@ impl Prefix {
         for (key, feed) in &self.feeds {
             let now = self.sighting(key);
             feed.send_if_modified(|known| {
+                // A missing key has no index of its own. If the listing's rose, our key may have
+                // come and gone since the last poll, and its holder has to hear of it.
+                let unlike = |old: &Sighting, new: &Sighting| {
+                    old.epoch != new.epoch
+                        || old.pair != new.pair
+                        || (new.pair.is_none() && old.index != new.index)
+                };
                 let changed = match (&*known, &now) {
-                    (Some(old), Some(new)) => old.epoch != new.epoch || old.pair != new.pair,
+                    (Some(old), Some(new)) => unlike(old, new),
                     _ => true,
                 };
                 if changed {
@@ -211,12 +218,24 @@ mod tests {
         let mut prefix = Prefix::default();
         let (a, b) = (Key::new("p/a").unwrap(), Key::new("p/b").unwrap());
         let (mut feed_a, mut feed_b) = (prefix.subscribe(&a), prefix.subscribe(&b));
-        prefix.update(Listing { pairs: vec![pair("p/a", 3)], index: 3 });
+        prefix.update(Listing { pairs: vec![pair("p/a", 3), pair("p/b", 2)], index: 3 });
         assert_eq!(feed_a.borrow_and_update().clone().unwrap().index, 3);
-        assert_eq!(feed_b.borrow_and_update().clone().unwrap().pair, None);
-        prefix.update(Listing { pairs: vec![pair("p/a", 5)], index: 5 });
+        assert_eq!(feed_b.borrow_and_update().clone().unwrap().index, 2);
+        prefix.update(Listing { pairs: vec![pair("p/a", 5), pair("p/b", 2)], index: 5 });
         assert!(feed_a.has_changed().unwrap());
-        assert!(!feed_b.has_changed().unwrap(), "b is as missing as before");
+        assert!(!feed_b.has_changed().unwrap(), "b is as it was");
+    }
+
+    #[test]
+    fn key_that_came_and_went_between_two_polls_is_told_of() {
+        let mut prefix = Prefix::default();
+        let mut feed = prefix.subscribe(&Key::new("p/a").unwrap());
+        prefix.update(Listing { pairs: vec![], index: 3 });
+        assert_eq!(feed.borrow_and_update().clone().unwrap().index, 3);
+        // We locked the key in commit 5, and somebody deleted it in commit 6.
+        prefix.update(Listing { pairs: vec![], index: 6 });
+        assert!(feed.has_changed().unwrap());
+        assert_eq!(feed.borrow_and_update().clone().unwrap().index, 6);
     }
 
     #[test]
