@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{retry::Backoff, shared::Shared};
 use crate::{
     clock::Instant,
-    consul::{Blocking, Consistency, Consul, KvPair, Listing},
+    consul::{Blocking, Consistency, Consul, KvPair, Listing, Operation},
     names::Key,
 };
 
@@ -29,6 +29,8 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 /// What Consul may add to it, and what the network may.
 const SLACK: Duration = Duration::from_secs(5);
+/// The time limit of the first poll, which is answered at once: every claim waits for it.
+const FIRST: Duration = Duration::from_secs(10);
 /// Polls are paced by a token bucket: two at once, then one every so often.
 const REFILL: Duration = Duration::from_millis(100);
 const BURST: u32 = 2;
@@ -101,17 +103,17 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
         shared.clock.sleep_until(ready).await;
         let request =
             shared.consul.watch_prefix(&prefix, Blocking { after, wait: WAIT }, Consistency::Stale);
-        match shared.clock.timeout(WAIT + WAIT / 16 + SLACK, request).await {
-            Ok(Ok(listing)) => {
+        let within = if after == 0 { FIRST } else { WAIT + WAIT / 16 + SLACK };
+        match shared.attempt(Operation::WatchPrefix, within, request).await {
+            Ok(listing) => {
                 backoff.clear();
                 after = lock(&state).update(listing);
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%prefix, %error, "cannot watch the prefix");
                 let pause = backoff.pause(error.class, shared.jitter());
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
             }
-            Err(elapsed) => tracing::warn!(%prefix, %elapsed, "cannot watch the prefix"),
         }
     }
 }
