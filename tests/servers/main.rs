@@ -12,6 +12,8 @@ mod consul_wire;
 mod corpus;
 mod end_to_end;
 mod faults_consul;
+mod faults_consul_answers;
+mod faults_consul_keys;
 mod fixtures;
 mod process;
 mod replicas;
