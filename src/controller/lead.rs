@@ -208,6 +208,7 @@ impl<C: Consul> Leader<C> {
                 judgement: &planned.judged.judgement,
                 deleting,
                 view: applied.view.as_ref(),
+                recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },
             cluster: &self.config.cluster,
