@@ -11,6 +11,8 @@ mod consul_faults;
 mod consul_wire;
 mod corpus;
 mod end_to_end;
+mod faults_controller;
+mod faults_kubernetes;
 mod fixtures;
 mod process;
 mod replicas;
