@@ -153,8 +153,9 @@ fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
 /// an object from going.
 fn part(seen: &Seen, config: &Config) -> ClaimPlan {
     let claim = &seen.object;
-    let keepers = stop(seen, config);
     let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
+    // Our finalizer goes last: without it nothing is left behind, whatever the status says.
+    let keepers = if ours || seen.stop.is_some() { stop(seen, config) } else { KeepersStep::Leave };
     let released = matches!(keepers, KeepersStep::Forget)
         || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
     ClaimPlan {
@@ -583,9 +584,10 @@ mod tests {
 
     #[test]
     fn a_deleted_claim_without_our_finalizer_is_left_to_others() {
-        let mut object = deleted(claim("{}"));
+        let mut object = deleted(claim_with_status("{}", held_status()));
         object.metadata.finalizers = Some(vec!["other/one".to_owned()]);
-        assert_eq!(planned(seen(object)).finalizer, FinalizerStep::Keep);
+        let plan = planned(seen(object));
+        assert_eq!((plan.finalizer, plan.keepers), (FinalizerStep::Keep, KeepersStep::Leave));
     }
 
     #[test]

@@ -180,7 +180,10 @@ pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
 
 fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
     facts.deleting.then(|| {
-        let message = "the claim is being deleted and releases its key first";
+        let message = match facts.view {
+            Some(_) => "the claim is being deleted and releases its key first",
+            None => "the claim is being deleted; it contends no more, and others hold it back",
+        };
         Verdict::new(Phase::Releasing, Truth::False, Reason::Deleting, message)
     })
 }

@@ -14,6 +14,8 @@ mod end_to_end;
 mod faults_consul;
 mod faults_consul_answers;
 mod faults_consul_keys;
+mod faults_controller;
+mod faults_kubernetes;
 mod fixtures;
 mod process;
 mod replicas;
