@@ -7,13 +7,14 @@ use consul_lock::{
     clock::Clock,
     consul::http::{HttpConfig, HttpConsul},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::{
     api::core::v1::Namespace,
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
@@ -167,11 +168,14 @@ impl Field {
 
     /// Deletes the floor's claims.
     pub(crate) async fn clear_floor(&self) -> Outcome<()> {
-        for claim in self.floor.list(&ListParams::default()).await?.items {
+        let bare = Patch::Merge(json!({"metadata": {"finalizers": []}}));
+        let claims = self.floor.list(&ListParams::default()).await?.items;
+        let free = async |claim: ConsulLock| {
             let name = claim.metadata.name.unwrap_or_default();
-            let bare = kube::api::Patch::Merge(json!({"metadata": {"finalizers": []}}));
-            self.floor.patch(&name, &Default::default(), &bare).await?;
-        }
+            self.floor.patch(&name, &PatchParams::default(), &bare).await.map(drop)
+        };
+        let freed = stream::iter(claims).map(free).buffer_unordered(WRITES);
+        freed.try_collect::<Vec<()>>().await?;
         self.floor.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         gone(self, &self.floor).await
     }

@@ -12,6 +12,7 @@ use consul_lock::{
     lock::LOCK_FLAGS,
     names::{Key, NodeName, SessionId, SessionName},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -107,10 +108,9 @@ impl Floor {
     pub(crate) async fn end_sessions(&self) -> Outcome<()> {
         let made =
             std::mem::take(&mut *self.sessions.lock().unwrap_or_else(PoisonError::into_inner));
-        for session in made {
-            self.consul.destroy_session(&session).await?;
-        }
-        Ok(())
+        let end = async |session: SessionId| self.consul.destroy_session(&session).await;
+        let ended = stream::iter(made).map(end).buffer_unordered(WRITES);
+        Ok(ended.try_collect().await?)
     }
 
     async fn create_session(&self, uid: &str) -> Outcome<SessionId> {

@@ -9,9 +9,10 @@ use tokio::task::JoinSet;
 
 use crate::{
     Failure, Outcome,
-    bed::{Field, WRITES, claim},
+    bed::{Field, Replica, WRITES, claim},
     floor::{Floor, Steps},
     process::Connections,
+    prometheus::Scrape,
     sight::{Seen, Sight},
     table::{Aim, Row, Table, milliseconds},
 };
@@ -42,12 +43,14 @@ impl Times {
 pub(crate) async fn one_at_a_time(
     field: &Field,
     sight: &Sight,
+    replica: &Replica,
     count: usize,
     table: &mut Table,
 ) -> Outcome<ConsulLockStatus> {
     let template = warm_up(field, sight).await?;
     let floor = Floor::prepare(field, template.clone()).await?;
     let (mut ours, mut floors) = (Vec::new(), Vec::new());
+    let before = replica.scrape();
     for number in 0..WARM_UP + count {
         // By turns, and each first every second time.
         for floors_turn in [number % 2 == 0, number % 2 == 1] {
@@ -71,6 +74,9 @@ pub(crate) async fn one_at_a_time(
     let floor_times = Times::new(floors.iter().map(|(steps, seen)| since(seen.held, steps.sent)));
     report("one at a time", &ours_times, &floor_times, Some(1.5), table);
     explain(ours, floors, table);
+    if let (Some(before), Some(after)) = (before, replica.scrape()) {
+        table.note(by_its_own_account(&before, &after, WARM_UP + count));
+    }
     Ok(template)
 }
 
@@ -83,9 +89,11 @@ pub(crate) async fn burst(
     connections: &Connections,
     table: &mut Table,
 ) -> Outcome<()> {
-    let (floor_times, floor_all) = burst_of_floors(field, sight, count, template).await?;
-    field.quiet().await?;
+    // Not counted, so that the servers are warm for both.
+    burst_of_floors(field, sight, "warm-up", count, template).await?;
+    let (floor_times, floor_all) = burst_of_floors(field, sight, "floor", count, template).await?;
     connections.phase_over("idle");
+    let before = field.api_requests().await?.patches("consullocks");
     let creation = async |number: usize| {
         let name = format!("claim-{number}");
         let sent = field.clock.now();
@@ -101,6 +109,11 @@ pub(crate) async fn burst(
     let all = whole(&sent, &seen);
     let row = Row::new(format!("burst of {count}: first created -> last Held"));
     table.push(row.value(milliseconds(all)).floor(milliseconds(floor_all)).ratio(all, floor_all));
+    field.quiet().await?;
+    let patches = field.api_requests().await?.patches("consullocks") - before;
+    let patches = patches as f64 / count as f64;
+    let row = Row::new(format!("burst of {count}: patches of a claim and its status, per claim"));
+    table.push(row.value(format!("{patches:.2}")).floor("2.00"));
     table.note(format!(
         "The burst creates {WRITES} claims at a time. The floor of the burst then has up to \
          {WRITES} patches under way at a time, as the controller may, and as many calls to Consul \
@@ -112,13 +125,14 @@ pub(crate) async fn burst(
 async fn burst_of_floors(
     field: &Field,
     sight: &Arc<Sight>,
+    what: &str,
     count: usize,
     template: &ConsulLockStatus,
 ) -> Outcome<(Times, Duration)> {
     let floor = Floor::prepare(field, template.clone()).await?;
     let mut work = JoinSet::new();
     for number in 0..count {
-        let (floor, name) = (Arc::clone(&floor), format!("floor-burst-{number}"));
+        let (floor, name) = (Arc::clone(&floor), format!("{what}-{number}-of-{count}"));
         work.spawn(async move { Ok::<_, Failure>((floor.hold(&name).await?, name)) });
     }
     let (mut sent, mut names) = (Vec::new(), Vec::new());
@@ -130,6 +144,7 @@ async fn burst_of_floors(
     let seen = sight.held(&names).await?;
     floor.end_sessions().await?;
     field.clear_floor().await?;
+    field.quiet().await?;
     let times = Times::new(seen.iter().zip(&sent).map(|(seen, sent)| since(seen.held, *sent)));
     Ok((times, whole(&sent, &seen)))
 }
@@ -197,4 +212,26 @@ fn explain(ours: &[(Instant, Instant, Seen)], floors: &[(Steps, Seen)], table: &
         median(&mut ours.iter().map(|(_, _, seen)| finalizer_to_held(seen))),
         median(&mut floors.iter().map(|(_, seen)| finalizer_to_held(seen))),
     ));
+}
+
+/// What the controller itself counted meanwhile.
+fn by_its_own_account(before: &Scrape, after: &Scrape, claims: usize) -> String {
+    let grown = |metric: &str, labels: &[(&str, &str)]| {
+        after.sum(metric, labels) - before.sum(metric, labels)
+    };
+    let mean = |histogram: &str, labels: &[(&str, &str)]| {
+        let sum = grown(&format!("{histogram}_sum"), labels);
+        let count = grown(&format!("{histogram}_count"), labels);
+        let mean = sum / count * 1000.0;
+        format!("{:.1} of {mean:.1} ms", count / claims as f64)
+    };
+    let consul = "consul_lock_consul_request_duration_seconds";
+    format!(
+        "The controller's own account of it, how many per claim and their mean: walks {}, session \
+         creations {}, transactions {}, polls of the prefix {}.",
+        mean("consul_lock_reconcile_duration_seconds", &[]),
+        mean(consul, &[("operation", "create_session")]),
+        mean(consul, &[("operation", "transaction")]),
+        mean(consul, &[("operation", "watch_prefix")]),
+    )
 }

@@ -100,7 +100,8 @@ async fn measure(bed: &Bed, amounts: &Amounts) -> Outcome<Table> {
     let connections = Connections::watch(replica.pid()?, bed.consul.http());
 
     testbed::say(format!("{} claims one at a time, and the floor", amounts.single));
-    let template = latency::one_at_a_time(&field, &sight, amounts.single, &mut table).await?;
+    let template =
+        latency::one_at_a_time(&field, &sight, &replica, amounts.single, &mut table).await?;
     field.clear().await?;
     connections.phase_over("one at a time");
     field.quiet().await?;

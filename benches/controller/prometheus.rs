@@ -40,6 +40,12 @@ impl Scrape {
         WRITING.into_iter().map(of_verb).sum::<f64>() as u64
     }
 
+    /// How many of them are patches: of objects by themselves, or of a subresource.
+    pub(crate) fn patches(&self, resource: &str) -> u64 {
+        let labels = [("resource", resource), ("verb", "PATCH")];
+        self.sum("apiserver_request_total", &labels) as u64
+    }
+
     /// All requests of the controller to Consul.
     pub(crate) fn consul_requests(&self) -> u64 {
         self.sum("consul_lock_consul_requests_total", &[]) as u64

@@ -98,13 +98,13 @@ pub(super) fn not_before(
         return Some(since + FIRST_WORD);
     }
     let view = facts.view?;
-    if view.lock != LockView::Starting {
-        return None;
-    }
+    let is_starting = view.lock == LockView::Starting;
+    // Whether a free key becomes ours shows in a moment.
+    let is_taking = view.lock == LockView::Waiting && view.key == Some(KeySeen::Free);
     match (is_fresh, &view.trouble) {
-        (true, Some(_)) => None,
-        (true, None) => Some(since + FIRST_WORD),
-        (false, _) => Some(since + ADOPTION),
+        (true, None) if is_starting || is_taking => Some(since + FIRST_WORD),
+        (false, _) if is_starting => Some(since + ADOPTION),
+        _ => None,
     }
 }
 
@@ -737,5 +737,10 @@ mod tests {
         assert_eq!(not_before(&facts(&away), known, at(10), None), Some(at(15)));
         assert_eq!(not_before(&facts(&held), known, at(10), None), None);
         assert_eq!(not_before(&facts(&held), known, at(10), Some(at(10))), Some(at(11)));
+        let taking = contending(LockView::Waiting, KeySeen::Free);
+        let beaten = contending(LockView::Waiting, stranger());
+        assert_eq!(not_before(&facts(&taking), None, at(10), None), Some(at(11)));
+        assert_eq!(not_before(&facts(&taking), known, at(10), None), None);
+        assert_eq!(not_before(&facts(&beaten), None, at(10), None), None);
     }
 }
