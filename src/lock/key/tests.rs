@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::names::SessionId;
 
-
 const S: Duration = Duration::from_secs(1);
 const INTACT: KeyState = KeyState::Ours { intact: true };
 const SPOILT: KeyState = KeyState::Ours { intact: false };
