@@ -21,14 +21,18 @@ struct Replica {
 impl Replica {
     /// Starts it without waiting for anything. Alone in its namespace but for its like.
     fn launch(kubeconfig: &Path, consul: &str, namespace: &str) -> Replica {
+        let confined = format!("--watch-namespaces={namespace}");
+        Replica::launch_with(kubeconfig, consul, namespace, &[&confined])
+    }
+
+    fn launch_with(kubeconfig: &Path, consul: &str, namespace: &str, flags: &[&str]) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
         let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
-        let flags = [
+        let own = [
             "controller".to_owned(),
             format!("--consul-http-addr={consul}"),
             format!("--admin-addr=127.0.0.1:{}", admin.number()),
             format!("--lease-namespace={namespace}"),
-            format!("--watch-namespaces={namespace}"),
             "--lease-duration=2s".to_owned(),
             "--lease-renew-deadline=1s".to_owned(),
             "--lease-retry-period=250ms".to_owned(),
@@ -36,7 +40,7 @@ impl Replica {
         let recipe = Recipe {
             name: "controller".to_owned(),
             program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: flags.map(OsString::from).to_vec(),
+            args: own.iter().map(OsString::from).chain(flags.iter().map(OsString::from)).collect(),
             env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
             log: folder.path().join("controller.log"),
             allowed: PATIENCE,
@@ -141,6 +145,13 @@ fn missing_definition_is_waited_for() {
     install_definition(&cluster);
     replica.wait_for("/readyz", 200, "[+] caches");
     replica.wait_for("/healthz", 200, "ok");
+    let file = format!("{}/examples/paused.yaml", env!("CARGO_MANIFEST_DIR"));
+    let example = std::fs::read_to_string(file).unwrap().replace("shop", "default");
+    let folder = Folder::new("late").unwrap();
+    let claim = folder.write("claim.yaml", example.replace("paused: true", "paused: false"));
+    kubectl(&cluster, ["apply", "-f", claim.unwrap().to_str().unwrap()]);
+    let held = "jsonpath={.status.phase}=Held";
+    kubectl(&cluster, ["wait", "--timeout=30s", "--for", held, "consullock/reports"]);
 }
 
 #[test]
@@ -148,7 +159,8 @@ fn examples_do_what_they_say() {
     let cluster = ControlPlane::start().unwrap();
     install_definition(&cluster);
     let consul = Consul::start(ConsulConfig::default()).unwrap();
-    let _replica = Replica::launch(cluster.kubeconfig(), &consul.address(), "default");
+    // It looks after every namespace, as an installed one would.
+    let _replica = Replica::launch_with(cluster.kubeconfig(), &consul.address(), "default", &[]);
     // In this order: the first makes the namespace that the others are in.
     for (file, claim, phase) in [
         ("billing", "billing", "Held"),
