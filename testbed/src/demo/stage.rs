@@ -260,10 +260,13 @@ impl Stage {
         Ok(())
     }
 
-    /// The ends of the logs of what the story is about, for whoever wants to know why it failed.
+    /// The ends of the logs of what the story is about and of servers that have ended, for whoever
+    /// wants to know why it failed.
     pub(super) fn print_logs(&self) {
-        let replicas = self.replicas.iter().map(|replica| &replica.server);
-        for server in replicas.chain(&self.stranger) {
+        let servers = [self.consul.server(), self.cluster.etcd(), self.cluster.apiserver()];
+        let ended = servers.into_iter().filter(|server| server.wait_ended(Duration::ZERO).is_ok());
+        let players = self.replicas.iter().map(|replica| &replica.server).chain(&self.stranger);
+        for server in players.chain(ended) {
             eprintln!("{}", tail(server.log()));
         }
     }
