@@ -33,6 +33,7 @@ use kube::{Api, Client, config::KubeConfigOptions};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::Mutex,
     task::{Id, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,9 @@ use tokio_util::sync::CancellationToken;
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// One call to the Kubernetes API at the start.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// A connection to the Kubernetes API on which nothing has arrived for this long is dead: a watch
+/// ends by itself after a minute, and everything else has shorter limits of its own.
+const SILENCE: Duration = Duration::from_secs(75);
 
 /// Why a subcommand did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +199,8 @@ async fn kube_client() -> Result<(Client, String), Failure> {
     config.default_retry = false;
     config.connect_timeout = Some(CALL_WITHIN);
     config.write_timeout = Some(CALL_WITHIN);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let namespace = config.default_namespace.clone();
     Ok((Client::try_from(config).map_err(Failure::KubeClient)?, namespace))
 }
@@ -223,19 +229,49 @@ async fn control(shared: Shared, replicas: Replicas, caches: Part) {
         return;
     };
     tracing::info!(cluster = cluster.as_str(), "this cluster's name in Consul");
-    let controller = controller_of(&shared, &cluster, &replicas);
+    let controller = Arc::new(controller_of(&shared, &cluster, &replicas));
+    let watching = Arc::clone(&controller);
+    let mut watch = JoinSet::new();
+    watch.spawn(async move { watching.watch().await });
     let synced = async {
         controller.synced().await;
         caches.ready();
         std::future::pending::<()>().await;
     };
-    let elected = replicas.run(|| controller.lead(), stop.cancelled());
+    let turn = Arc::default();
+    let lead = || lead_apart(Arc::clone(&controller), Arc::clone(&turn));
     tokio::select! {
-        ended = elected => if let Ended::WorkEnded(error) = ended {
+        ended = replicas.run(lead, stop.cancelled()) => if let Ended::WorkEnded(error) = ended {
             tracing::error!(%error, "the leader's work ended by itself");
         },
-        error = controller.watch() => tracing::error!(%error, "the caches ended by themselves"),
+        ended = end_of(&mut watch) => {
+            tracing::error!(error = %ended, "the caches ended by themselves");
+        }
         () = synced => {}
+    }
+}
+
+/// Leads in a task of its own, so that no long walk delays a renewal of the Lease. Dropping this
+/// ends the task; `turn` keeps the next term from beginning before it is gone.
+async fn lead_apart<C: Consul>(
+    controller: Arc<Controller<C>>,
+    turn: Arc<Mutex<()>>,
+) -> controller::LeadError {
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let _turn = turn.lock().await;
+        controller.lead().await
+    });
+    end_of(&mut task).await
+}
+
+/// What the only task ended with. Its panic is ours.
+async fn end_of<T: 'static>(task: &mut JoinSet<T>) -> T {
+    match task.join_next().await {
+        Some(Ok(ended)) => ended,
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Aborted with the whole runtime, or there was none.
+        Some(Err(_)) | None => std::future::pending().await,
     }
 }
 
