@@ -81,7 +81,7 @@ impl<C: Consul> ClaimKeeper<C> {
                 payload: wanted.payload.clone(),
                 acquire: wanted.acquire.clone(),
             },
-            watches.feed(&wanted.prefix, &wanted.key),
+            watches.feed(&wanted.prefix, &wanted.key, &answers),
             recorded.as_ref(),
         );
         let view = KeeperView {

@@ -125,6 +125,11 @@ impl Answers {
         }
     }
 
+    /// Whether anybody else looks at it.
+    pub(super) fn is_read(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Nothing more will be attempted, so nothing is in trouble.
     pub(super) fn clear(&self) {
         self.set(None);

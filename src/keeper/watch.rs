@@ -6,7 +6,8 @@
 //!
 //! # Guarantees
 //! A feed shows every lasting state of its key, in order, as soon as the answering server has it
-//! and at most ten times a second.
+//! and at most ten times a second. Claims hear of failures of their watch that last, that keep
+//! them from seeing the key for the first time, or that somebody has to put right.
 //! # Not guaranteed
 //! States that lasted shorter than a poll.
 
@@ -18,10 +19,13 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{retry::Backoff, shared::Shared};
+use super::{
+    retry::Backoff,
+    shared::{Answers, Shared},
+};
 use crate::{
     clock::Instant,
-    consul::{Blocking, Consistency, Consul, KvPair, Listing, Operation},
+    consul::{Blocking, Class, Consistency, Consul, ConsulError, KvPair, Listing, Operation},
     names::Key,
 };
 
@@ -63,7 +67,17 @@ struct Prefix {
     /// The index of the newest listing; `None` before the first.
     index: Option<u64>,
     pairs: HashMap<String, Arc<KvPair>>,
-    feeds: HashMap<Key, watch::Sender<Option<Sighting>>>,
+    feeds: HashMap<Key, Listeners>,
+    /// Polls that failed in a row.
+    failures: u32,
+    /// Why the last one did, if claims heard of it.
+    trouble: Option<ConsulError>,
+}
+
+/// Those who want to know of one key.
+struct Listeners {
+    feed: watch::Sender<Option<Sighting>>,
+    answers: Vec<Answers>,
 }
 
 impl<C: Consul> Watches<C> {
@@ -72,8 +86,8 @@ impl<C: Consul> Watches<C> {
     }
 
     /// Sightings of `key`, from the watch of `prefix`, which is started if need be and ends when
-    /// its last feed is dropped.
-    pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key) -> Feed {
+    /// its last feed is dropped. Failures of the watch go to `answers`.
+    pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key, answers: &Answers) -> Feed {
         let mut by_prefix = lock(&self.by_prefix);
         let known = by_prefix.get(prefix).filter(|known| !lock(known).feeds.is_empty());
         let state = match known {
@@ -81,7 +95,7 @@ impl<C: Consul> Watches<C> {
             None => {
                 let state = Arc::new(Mutex::new(Prefix::default()));
                 // Subscribed before the poll starts: it ends when it finds nobody listening.
-                let feed = lock(&state).subscribe(key);
+                let feed = lock(&state).subscribe(key, answers);
                 by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
                 let mut tasks = lock(&self.tasks);
                 while tasks.try_join_next().is_some() {}
@@ -89,7 +103,7 @@ impl<C: Consul> Watches<C> {
                 return feed;
             }
         };
-        lock(&state).subscribe(key)
+        lock(&state).subscribe(key, answers)
     }
 }
 
@@ -112,6 +126,7 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
             Err(error) => {
                 tracing::warn!(%prefix, %error, "cannot watch the prefix");
                 let pause = backoff.pause(error.class, shared.jitter());
+                lock(&state).failed(error);
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
             }
         }
@@ -119,18 +134,44 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
 }
 
 impl Prefix {
-    fn subscribe(&mut self, key: &Key) -> Feed {
-        if let Some(feed) = self.feeds.get(key) {
-            return feed.subscribe();
+    fn subscribe(&mut self, key: &Key, answers: &Answers) -> Feed {
+        if let Some(trouble) = &self.trouble {
+            answers.failed(trouble.clone());
         }
-        let (sender, receiver) = watch::channel(self.sighting(key));
-        self.feeds.insert(key.clone(), sender);
-        receiver
+        let sighting = self.sighting(key);
+        let listeners = self.feeds.entry(key.clone()).or_insert_with(|| Listeners {
+            feed: watch::Sender::new(sighting),
+            answers: Vec::new(),
+        });
+        listeners.answers.retain(Answers::is_read);
+        listeners.answers.push(answers.clone());
+        listeners.feed.subscribe()
+    }
+
+    /// A poll failed. What the next poll makes good again is nobody's concern.
+    fn failed(&mut self, error: ConsulError) {
+        self.failures += 1;
+        let somebodys_task = matches!(error.class, Class::Denied | Class::Invalid);
+        if somebodys_task || self.index.is_none() || self.failures > 1 {
+            for answers in self.feeds.values().flat_map(|listeners| &listeners.answers) {
+                answers.failed(error.clone());
+            }
+            self.trouble = Some(error);
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        if self.trouble.take().is_some() {
+            for answers in self.feeds.values().flat_map(|listeners| &listeners.answers) {
+                answers.succeeded(Operation::WatchPrefix);
+            }
+        }
     }
 
     /// Forgets feeds that nobody listens to. `false`: none is left, nor will be.
     fn is_wanted(&mut self) -> bool {
-        self.feeds.retain(|_, feed| !feed.is_closed());
+        self.feeds.retain(|_, listeners| !listeners.feed.is_closed());
         !self.feeds.is_empty()
     }
 
@@ -151,7 +192,8 @@ impl Prefix {
         self.index = Some(listing.index);
         self.pairs =
             listing.pairs.into_iter().map(|pair| (pair.key.clone(), Arc::new(pair))).collect();
-        for (key, feed) in &self.feeds {
+        self.succeeded();
+        for (key, Listeners { feed, .. }) in &self.feeds {
             let now = self.sighting(key);
             feed.send_if_modified(|known| {
                 // A missing key has no index of its own. If the listing's rose, our key may have
@@ -215,11 +257,43 @@ mod tests {
         }
     }
 
+    fn listen(prefix: &mut Prefix, key: &Key) -> Feed {
+        prefix.subscribe(key, &Answers::default())
+    }
+
+    #[test]
+    fn claims_hear_of_failures_that_matter_and_of_their_end() {
+        let failure = |class| {
+            let (operation, message) = (Operation::WatchPrefix, "no".to_owned());
+            ConsulError { operation, class, message }
+        };
+        let (mut prefix, answers) = (Prefix::default(), Answers::default());
+        let key = Key::new("p/a").unwrap();
+        let _feed = prefix.subscribe(&key, &answers);
+        let heard = |answers: &Answers| answers.trouble().map(|trouble| trouble.class);
+        prefix.failed(failure(Class::Transient));
+        assert_eq!(heard(&answers), Some(Class::Transient), "nothing was ever seen");
+        prefix.update(Listing { pairs: vec![], index: 3 });
+        assert_eq!(heard(&answers), None);
+        prefix.failed(failure(Class::Transient));
+        assert_eq!(heard(&answers), None, "once is nothing");
+        prefix.failed(failure(Class::Transient));
+        assert_eq!(heard(&answers), Some(Class::Transient), "it lasts");
+        prefix.update(Listing { pairs: vec![], index: 3 });
+        prefix.failed(failure(Class::Denied));
+        assert_eq!(heard(&answers), Some(Class::Denied), "somebody has to grant it");
+        let late = Answers::default();
+        let _feed = prefix.subscribe(&key, &late);
+        assert_eq!(heard(&late), Some(Class::Denied));
+        prefix.update(Listing { pairs: vec![], index: 3 });
+        assert_eq!((heard(&answers), heard(&late)), (None, None));
+    }
+
     #[test]
     fn feed_is_told_of_its_own_key_alone() {
         let mut prefix = Prefix::default();
         let (a, b) = (Key::new("p/a").unwrap(), Key::new("p/b").unwrap());
-        let (mut feed_a, mut feed_b) = (prefix.subscribe(&a), prefix.subscribe(&b));
+        let (mut feed_a, mut feed_b) = (listen(&mut prefix, &a), listen(&mut prefix, &b));
         prefix.update(Listing { pairs: vec![pair("p/a", 3), pair("p/b", 2)], index: 3 });
         assert_eq!(feed_a.borrow_and_update().clone().unwrap().index, 3);
         assert_eq!(feed_b.borrow_and_update().clone().unwrap().index, 2);
@@ -231,7 +305,7 @@ mod tests {
     #[test]
     fn key_that_came_and_went_between_two_polls_is_told_of() {
         let mut prefix = Prefix::default();
-        let mut feed = prefix.subscribe(&Key::new("p/a").unwrap());
+        let mut feed = listen(&mut prefix, &Key::new("p/a").unwrap());
         prefix.update(Listing { pairs: vec![], index: 3 });
         assert_eq!(feed.borrow_and_update().clone().unwrap().index, 3);
         // We locked the key in commit 5, and somebody deleted it in commit 6.
@@ -244,7 +318,7 @@ mod tests {
     fn fallen_index_starts_a_new_epoch_and_reads_afresh() {
         let mut prefix = Prefix::default();
         let key = Key::new("p/a").unwrap();
-        let feed = prefix.subscribe(&key);
+        let feed = listen(&mut prefix, &key);
         assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 90)], index: 90 }), 90);
         assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 7)], index: 7 }), 0);
         let seen = feed.borrow().clone().unwrap();

@@ -12,6 +12,7 @@ mod consul_wire;
 mod corpus;
 mod end_to_end;
 mod faults_consul;
+mod faults_consul_access;
 mod faults_consul_answers;
 mod faults_consul_keys;
 mod faults_controller;
