@@ -44,8 +44,8 @@ generate: need-rust need-cc ## write crds/ anew from the Rust types
 tools: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) run --quiet --locked --package testbed -- tools
 
-bench: tools ## measure speed, side by side with the peers
-	$(CARGO) bench --locked
+bench: tools ## measure speed beside a floor; builds for some minutes first
+	$(CARGO) bench --locked --bench controller
 
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later," \
