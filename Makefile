@@ -42,6 +42,7 @@ generate: need-rust need-cc ## write crds/ anew from the Rust types
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
 
 tools: need-rust need-go need-cc ## find or build the servers; minutes the first time
+	$(CARGO) build --locked --package testbed
 	$(CARGO) run --quiet --locked --package testbed -- tools
 
 bench: tools ## measure speed beside a floor; builds for some minutes first

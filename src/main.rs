@@ -29,7 +29,7 @@ use consul_lock::{
     },
 };
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, Client};
+use kube::{Api, Client, config::KubeConfigOptions};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -52,7 +52,9 @@ enum Failure {
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
     #[error("no Kubernetes configuration (KUBECONFIG, ~/.kube/config, service account): {0}")]
-    Kubeconfig(#[from] kube::config::InferConfigError),
+    NoKubeconfig(#[from] kube::config::InferConfigError),
+    #[error("the Kubernetes configuration KUBECONFIG={files} cannot be used: {source}")]
+    Kubeconfig { files: String, source: kube::config::KubeconfigError },
     #[error("the Kubernetes configuration cannot be used: {0}")]
     KubeClient(#[source] kube::Error),
     #[error("Consul's configuration cannot be used: {0}")]
@@ -76,7 +78,8 @@ impl Failure {
             Failure::Runtime(_)
             | Failure::Bind { .. }
             | Failure::Signals(_)
-            | Failure::Kubeconfig(_)
+            | Failure::NoKubeconfig(_)
+            | Failure::Kubeconfig { .. }
             | Failure::KubeClient(_)
             | Failure::Consul(_) => 3,
             Failure::Output(_)
@@ -181,7 +184,13 @@ async fn serve(mut config: ControllerConfig) -> Result<(), Failure> {
 
 /// A client, and the namespace that this process lives in.
 async fn kube_client() -> Result<(Client, String), Failure> {
-    let mut config = kube::Config::infer().await?;
+    let mut config = match std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty()) {
+        // Named on purpose: if it is no good, another cluster will not do.
+        Some(files) => kube::Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(
+            |source| Failure::Kubeconfig { files: files.to_string_lossy().into_owned(), source },
+        )?,
+        None => kube::Config::infer().await?,
+    };
     // Fifteen silent retries would turn an error into a hang of many minutes.
     config.default_retry = false;
     config.connect_timeout = Some(CALL_WITHIN);

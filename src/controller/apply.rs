@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
+
 use super::{
     Error, Leader,
     events::News,
@@ -58,19 +60,23 @@ async fn apply_to_claim<C: Consul>(
         leader.ledger.wrote(&seen.id, &claim, Arc::clone(&added));
         claim = added;
     }
-    tell_keepers(leader, &seen.id, keepers);
     if let FinalizerStep::Remove { unclean } = *finalizer {
         let left = leader.writer.remove_finalizer(&claim).await;
+        let left = left.map_err(Error::RemoveFinalizer)?;
+        // Only now: if the object could not be let go, the next attempt must find how they ended.
+        tell_keepers(leader, &seen.id, keepers);
         if unclean {
-            let news = News::deleted_without_release(&claim);
+            let news = News::deleted_without_release(&claim, seen.view.as_ref());
             leader.publisher.tell(&claim, &news, leader.clock.wall());
         }
-        // As long as others hold the object back, it must not be taken for one of ours again.
-        if let Some(left) = left.map_err(Error::RemoveFinalizer)? {
-            leader.ledger.wrote(&seen.id, &claim, Arc::new(left));
-        }
-        return Ok(None);
+        let held_back = left.filter(|left| !left.finalizers().is_empty()).map(Arc::new);
+        return Ok(held_back.map(|left| {
+            // It must not be taken for one of ours again.
+            leader.ledger.wrote(&seen.id, &claim, Arc::clone(&left));
+            Applied { view: None, claim: left, _only_made_here: () }
+        }));
     }
+    tell_keepers(leader, &seen.id, keepers);
     Ok(Some(Applied { view: leader.keepers.view(&seen.id), claim, _only_made_here: () }))
 }
 

@@ -21,6 +21,7 @@ use tracing::Instrument;
 use super::writer::Writer;
 use crate::{
     api::{ConsulLock, ConsulLockStatus},
+    keeper::KeeperView,
     telemetry::logs,
 };
 
@@ -48,17 +49,20 @@ impl News {
         News { warning, reason, note }
     }
 
-    /// The claim went without a clean release.
-    pub(super) fn deleted_without_release(claim: &ConsulLock) -> News {
+    /// The claim went without a clean release. `view`: what its keepers knew last.
+    pub(super) fn deleted_without_release(claim: &ConsulLock, view: Option<&KeeperView>) -> News {
         let status = claim.status.as_ref();
-        let session = status.and_then(|status| status.session.as_ref());
-        let id = session.and_then(|s| s.id.as_deref()).unwrap_or("(unknown)");
+        let kept = view.and_then(|view| view.session.id.as_ref()).map(ToString::to_string);
+        let told = || status.and_then(|status| status.session.as_ref()?.id.clone());
+        let session = kept
+            .or_else(told)
+            .map_or_else(|| "a session that it may have had".into(), |id| format!("session {id}"));
         let limit = status.and_then(|status| status.guarantee.as_ref());
         let limit =
             limit.map_or_else(String::new, |limit| format!(" within {}", limit.failover_max));
         let note = format!(
-            "Consul was away: the key could not be released; session {id} ends by itself{limit} \
-             of its last renewal"
+            "Consul was away: the key could not be released; {session} ends by itself{limit} of \
+             its last renewal"
         );
         News::new(true, "DeletedWithoutRelease", note)
     }
@@ -297,7 +301,7 @@ mod tests {
         let mut status = held_status();
         status["guarantee"] = json!({"failoverMax": "45s", "overlapMargin": "15s"});
         let claim = claim_with_status("{}", status);
-        let news = News::deleted_without_release(&claim);
+        let news = News::deleted_without_release(&claim, None);
         assert!(news.note.contains("session s-1 ends by itself within 45s"), "{}", news.note);
         let event = event(&claim, &news, wall(0), "replica-1");
         assert_eq!(event.regarding.unwrap().uid.as_deref(), Some("uid-1"));

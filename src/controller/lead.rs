@@ -197,9 +197,8 @@ impl<C: Consul> Leader<C> {
             // The keepers tell in a moment what came of it.
             return Ok(Next { at: Some(now + STOPPING_AGAIN) });
         }
-        if deleting && applied.view.is_none() {
-            return Ok(Next { at: None }); // Others hold the object back; our part is done.
-        }
+        // Without keepers our part is done, and others hold the object back.
+        let parting = deleting && applied.view.is_some();
         let report = Report {
             claim,
             judged: &planned.judged,
@@ -208,15 +207,16 @@ impl<C: Consul> Leader<C> {
                 judgement: &planned.judged.judgement,
                 deleting,
                 view: applied.view.as_ref(),
+                recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },
             cluster: &self.config.cluster,
             wall: self.clock.wall(),
         };
-        let parting = deleting.then(|| self.ledger.part(&seen.id, now));
+        let parting_since = parting.then(|| self.ledger.part(&seen.id, now));
         let previous = claim.status.as_ref();
-        let hold = not_before(&report.facts, previous, seen.since, parting);
-        let again = deleting.then(|| now + STOPPING_AGAIN);
+        let hold = not_before(&report.facts, previous, seen.since, parting_since);
+        let again = parting.then(|| now + STOPPING_AGAIN);
         if let Some(hold) = hold.filter(|hold| now < *hold) {
             return Ok(Next { at: Some(hold) });
         }

@@ -153,8 +153,9 @@ fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
 /// an object from going.
 fn part(seen: &Seen, config: &Config) -> ClaimPlan {
     let claim = &seen.object;
-    let keepers = stop(seen, config);
     let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
+    // Our finalizer goes last: without it nothing is left behind, whatever the status says.
+    let keepers = if ours || seen.stop.is_some() { stop(seen, config) } else { KeepersStep::Leave };
     let released = matches!(keepers, KeepersStep::Forget)
         || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
     ClaimPlan {
@@ -332,7 +333,8 @@ fn tenure(
     let ours = holder.identity == identity(claim)
         && holder.cluster.as_deref() == Some(&config.cluster)
         && !holder.stranger;
-    if status.phase != Some(Phase::Held) || !ours {
+    // Unknown with a token: held, as far as a controller knew that could not ask Consul.
+    if !matches!(status.phase, Some(Phase::Held | Phase::Unknown)) || !ours {
         return None;
     }
     let token = status.fencing_token.as_ref()?.parse().ok()?;
@@ -434,9 +436,20 @@ mod tests {
     }
 
     #[test]
+    fn a_tenure_that_an_earlier_controller_could_not_confirm_is_handed_on() {
+        let mut status = held_status();
+        status["phase"] = json!("Unknown");
+        let (_, recorded) = set(planned(seen(claim_with_status("{}", status.clone()))));
+        assert!(recorded.unwrap().tenure.is_some());
+        status.as_object_mut().unwrap().remove("fencingToken");
+        let (_, recorded) = set(planned(seen(claim_with_status("{}", status))));
+        assert_eq!(recorded.unwrap().tenure, None, "it was lost");
+    }
+
+    #[test]
     fn a_tenure_of_somebody_else_is_not_handed_on() {
         for (field, value) in [
-            ("phase", json!("Unknown")),
+            ("phase", json!("Waiting")),
             ("fencingToken", json!("many")),
             ("holder", json!({"identity": "shop/billing", "cluster": "east"})),
             ("holder", json!({"identity": "shop/billing", "cluster": "west", "stranger": true})),
@@ -571,9 +584,10 @@ mod tests {
 
     #[test]
     fn a_deleted_claim_without_our_finalizer_is_left_to_others() {
-        let mut object = deleted(claim("{}"));
+        let mut object = deleted(claim_with_status("{}", held_status()));
         object.metadata.finalizers = Some(vec!["other/one".to_owned()]);
-        assert_eq!(planned(seen(object)).finalizer, FinalizerStep::Keep);
+        let plan = planned(seen(object));
+        assert_eq!((plan.finalizer, plan.keepers), (FinalizerStep::Keep, KeepersStep::Leave));
     }
 
     #[test]

@@ -54,15 +54,27 @@ pub(super) fn status(report: &Report<'_>) -> ConsulLockStatus {
     let previous = report.claim.status.clone().unwrap_or_default();
     let view = report.facts.view;
     let tenure = tenure(report, &verdict);
+    // What nobody has confirmed yet nobody has refuted either: the next controller, too, has to know
+    // what to adopt.
+    let kept = Some(&previous).filter(|_| verdict.phase == Phase::Unknown);
+    let kept = kept.filter(|_| report.facts.is_unconfirmed());
+    let shown = tenure.as_ref().map(|(token, since)| (token.clone(), whole_seconds(*since)));
+    let (fencing_token, acquired_at) = match kept {
+        Some(kept) => (kept.fencing_token.clone(), kept.acquired_at.clone()),
+        None => shown.unzip(),
+    };
     let key = report.judged.judgement.key();
     ConsulLockStatus {
         observed_generation: report.claim.metadata.generation,
         phase: Some(verdict.phase),
         key: key.map(ToString::to_string).or(previous.key.clone()),
-        holder: holder(report, &verdict),
-        session: view.and_then(session),
-        fencing_token: tenure.as_ref().map(|(token, _)| token.clone()),
-        acquired_at: tenure.as_ref().map(|(_, since)| whole_seconds(*since)),
+        holder: match kept {
+            Some(kept) => kept.holder.clone(),
+            None => holder(report, &verdict),
+        },
+        session: view.and_then(|view| session(view).or_else(|| adopted(view, &previous))),
+        fencing_token,
+        acquired_at,
         transitions: transitions(&previous, &ended(report), tenure.as_ref()),
         history: history(report.claim, &previous, &ended(report)),
         guarantee: report.judged.settings.as_ref().map(guarantee),
@@ -146,6 +158,14 @@ fn session(view: &KeeperView) -> Option<SessionStatus> {
         health,
         node: Some(session.node.to_string()),
     })
+}
+
+/// The recorded session, while nobody knows whether it still exists.
+fn adopted(view: &KeeperView, previous: &ConsulLockStatus) -> Option<SessionStatus> {
+    let known = previous.session.as_ref()?;
+    let id = view.session.id.as_ref()?.as_str();
+    let adopting = view.lock == LockView::Starting && known.id.as_deref() == Some(id);
+    adopting.then(|| SessionStatus { health: api::SessionHealth::Unknown, ..known.clone() })
 }
 
 /// The tenures that the keepers saw end, each once.
@@ -318,9 +338,10 @@ fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
             (Truth::False, "Lost", "Consul ended the session, or it could not be renewed in time")
         }
         Some(SessionHealth::Absent) | None => match verdict.phase {
-            Phase::Pending | Phase::Unknown => {
-                (Truth::Unknown, verdict.reason.as_str(), "there is no session yet")
+            Phase::Unknown => {
+                (Truth::Unknown, verdict.reason.as_str(), "nobody knows how the session stands")
             }
+            Phase::Pending => (Truth::Unknown, verdict.reason.as_str(), "there is no session yet"),
             _ => (Truth::False, "NoSession", "the claim has no session"),
         },
     };
@@ -355,7 +376,7 @@ mod tests {
             starting, stranger, trouble, wall,
         },
         lock::{EndReason, FailReason},
-        names::Key,
+        names::{Key, SessionId},
     };
 
     fn allowed() -> Judgement {
@@ -386,6 +407,7 @@ mod tests {
                 judgement: &judged.judgement,
                 deleting: claim.metadata.deletion_timestamp.is_some(),
                 view,
+                recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },
             earlier: None,
@@ -435,6 +457,7 @@ mod tests {
         let once = FailReason::Contended;
         let delay = LockDelay { until: None };
         let paused = Releasing { reason: EndReason::Paused };
+        let expired = Releasing { reason: EndReason::Expired };
         let waiting = || contending(Waiting, stranger());
         let table: Vec<(Judgement, Option<KeeperView>, Phase, &str, &str)> = vec![
             (invalid, None, Phase::Failed, "F F U F U", "InvalidSpec"),
@@ -557,6 +580,13 @@ mod tests {
                 "U U T U F",
                 "Expired",
             ),
+            (
+                allowed(),
+                Some(troubled(contending(expired, KeySeen::Ours), lost, unclear)),
+                Phase::Unknown,
+                "U U F F U",
+                "Expired",
+            ),
         ];
         for (judgement, view, phase, truths, reason) in table {
             let status = status_of(&claim("{}"), judgement, view.as_ref());
@@ -600,6 +630,41 @@ mod tests {
             assert_eq!(status.fencing_token.is_some(), phase == Phase::Held);
             assert_eq!(status.holder.is_some(), phase == Phase::Held);
         }
+    }
+
+    #[test]
+    fn a_recorded_tenure_is_unknown_and_kept_until_somebody_confirms_it() {
+        let adopting = |class| {
+            let mut view = troubled(starting(), SessionHealth::Absent, class);
+            view.session.id = Some(SessionId::new("s-1"));
+            view
+        };
+        let mut claim = claim_with_status("{}", held_status());
+        let recorded = claim.status.clone().unwrap();
+        for (class, ready) in [
+            (Class::Transient, "ConsulUnavailable"),
+            (Class::UnknownOutcome, "ConsulUnavailable"),
+            (Class::Denied, "ConsulDenied"),
+        ] {
+            let next = status_of(&claim, allowed(), Some(&adopting(class)));
+            assert_eq!(next.phase, Some(Phase::Unknown));
+            assert_eq!(said(&next, "Ready").1, ready);
+            assert_eq!(said(&next, "Held").0, "Unknown");
+            assert_eq!(said(&next, "SessionHealthy").0, "Unknown");
+            let session = next.session.clone().unwrap();
+            assert_eq!(session.id, recorded.session.as_ref().unwrap().id.clone());
+            assert_eq!(session.health, api::SessionHealth::Unknown);
+            assert_eq!(next.fencing_token, recorded.fencing_token);
+            assert_eq!(next.acquired_at, recorded.acquired_at);
+            assert_eq!((&next.holder, next.transitions), (&recorded.holder, 2));
+            claim.status = Some(next);
+        }
+        let confirmed = status_of(&claim, allowed(), Some(&holding(41)));
+        assert_eq!((confirmed.phase, confirmed.transitions), (Some(Phase::Held), 2));
+        let refuted =
+            status_of(&claim, allowed(), Some(&contending(LockView::Waiting, stranger())));
+        assert_eq!((refuted.phase, refuted.fencing_token), (Some(Phase::Waiting), None));
+        assert!(refuted.holder.unwrap().stranger);
     }
 
     #[test]
@@ -654,8 +719,13 @@ mod tests {
     #[test]
     fn a_first_status_waits_for_something_to_say() {
         let judgement = allowed();
-        let facts =
-            |view| Facts { judgement: &judgement, deleting: false, view: Some(view), now: at(10) };
+        let facts = |view| Facts {
+            judgement: &judgement,
+            deleting: false,
+            view: Some(view),
+            recorded: false,
+            now: at(10),
+        };
         let (fresh, held) = (starting(), holding(41));
         let away = troubled(starting(), SessionHealth::Absent, Class::Transient);
         let status: ConsulLockStatus = serde_json::from_value(held_status()).unwrap();

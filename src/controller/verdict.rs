@@ -22,7 +22,16 @@ pub(super) struct Facts<'a> {
     pub(super) deleting: bool,
     /// What its keepers know, if it has any.
     pub(super) view: Option<&'a KeeperView>,
+    /// The status speaks of a tenure of the claim's.
+    pub(super) recorded: bool,
     pub(super) now: Instant,
+}
+
+impl Facts<'_> {
+    /// An earlier controller recorded a tenure, and nobody has confirmed it to this one yet.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        self.recorded && self.view.is_some_and(|view| view.lock == LockView::Starting)
+    }
 }
 
 /// What the spec and the tenancy make of a claim.
@@ -171,16 +180,22 @@ pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
 
 fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
     facts.deleting.then(|| {
-        let message = "the claim is being deleted and releases its key first";
+        let message = match facts.view {
+            Some(_) => "the claim is being deleted and releases its key first",
+            None => "the claim is being deleted; it contends no more, and others hold it back",
+        };
         Verdict::new(Phase::Releasing, Truth::False, Reason::Deleting, message)
     })
 }
 
 fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
-    let LockView::Releasing { reason } = &facts.view?.lock else {
-        return None;
+    let reason = match facts.view?.lock {
+        // Not our wish: who holds the key is not known before Consul has confirmed the release.
+        LockView::Releasing { reason: EndReason::Expired } => return None,
+        LockView::Releasing { reason } => reason,
+        _ => return None,
     };
-    let message = format!("the key is being released: {}", end_words(*reason));
+    let message = format!("the key is being released: {}", end_words(reason));
     Some(Verdict::new(Phase::Releasing, Truth::True, Reason::Releasing, message))
 }
 
@@ -240,9 +255,11 @@ fn gave_up(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict::new(Phase::Failed, Truth::False, reason, message))
 }
 
-/// The keepers have not yet noticed what we see by comparing with `now`.
+/// *Valid until* has passed, whether the keepers have noticed or we see it by comparing with `now`.
 fn expired(facts: &Facts<'_>) -> Option<Verdict> {
-    let LockView::Held { .. } = facts.view?.lock else {
+    let (LockView::Held { .. } | LockView::Releasing { reason: EndReason::Expired }) =
+        facts.view?.lock
+    else {
         return None;
     };
     let message = "the session could not be renewed in time; the key may be somebody else's now";
@@ -266,14 +283,14 @@ fn key_conflict(facts: &Facts<'_>) -> Option<Verdict> {
 
 fn consul_denied(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Denied])?;
-    let phase = contending_phase(facts.view?);
+    let phase = contending_phase(facts);
     let message = format!("Consul's ACLs forbid it: {}", trouble_words(trouble));
     Some(Verdict::new(phase, Truth::False, Reason::ConsulDenied, message))
 }
 
 fn consul_refused(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Invalid])?;
-    let phase = contending_phase(facts.view?);
+    let phase = contending_phase(facts);
     let message = format!("Consul refuses it: {}", trouble_words(trouble));
     Some(Verdict::new(phase, Truth::False, Reason::ConsulRefused, message))
 }
@@ -287,7 +304,7 @@ fn out_of_touch(facts: &Facts<'_>) -> Option<Verdict> {
         return None;
     }
     let phase = match view.lock {
-        LockView::Starting => Phase::Pending,
+        LockView::Starting => starting_phase(facts),
         _ => Phase::Unknown,
     };
     let message = unavailable_words(trouble);
@@ -299,7 +316,7 @@ fn doubtful(facts: &Facts<'_>) -> Option<Verdict> {
     let view = facts.view?;
     let trouble = unreachable(view)?;
     let message = unavailable_words(trouble);
-    let phase = contending_phase(view);
+    let phase = contending_phase(facts);
     Some(Verdict::new(phase, Truth::Unknown, Reason::ConsulUnavailable, message))
 }
 
@@ -307,7 +324,7 @@ fn starting(facts: &Facts<'_>) -> Option<Verdict> {
     let started = facts.view.is_some_and(|view| view.lock != LockView::Starting);
     (!started).then(|| {
         let message = "Consul has not said yet how the key stands";
-        Verdict::new(Phase::Pending, Truth::Unknown, Reason::Starting, message)
+        Verdict::new(starting_phase(facts), Truth::Unknown, Reason::Starting, message)
     })
 }
 
@@ -334,12 +351,17 @@ fn contending() -> Verdict {
     Verdict::new(Phase::Waiting, Truth::True, Reason::Contending, message)
 }
 
-fn contending_phase(view: &KeeperView) -> Phase {
-    match view.lock {
-        LockView::Starting => Phase::Pending,
-        LockView::LockDelay { .. } => Phase::LockDelay,
-        _ => Phase::Waiting,
+fn contending_phase(facts: &Facts<'_>) -> Phase {
+    match facts.view.map(|view| &view.lock) {
+        Some(LockView::Starting) | None => starting_phase(facts),
+        Some(LockView::LockDelay { .. }) => Phase::LockDelay,
+        Some(_) => Phase::Waiting,
     }
+}
+
+/// Before Consul has said how the key stands.
+fn starting_phase(facts: &Facts<'_>) -> Phase {
+    if facts.is_unconfirmed() { Phase::Unknown } else { Phase::Pending }
 }
 
 fn trouble_of<'a>(view: &'a KeeperView, classes: &[Class]) -> Option<&'a Trouble> {

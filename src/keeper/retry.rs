@@ -46,11 +46,12 @@ impl<C: Consul> Shared<C> {
     ) -> Result<T, ConsulError> {
         match self.clock.timeout(within, work).await {
             Ok(result) => result,
-            Err(elapsed) => Err(ConsulError {
-                operation,
-                class: Class::UnknownOutcome,
-                message: elapsed.to_string(),
-            }),
+            Err(elapsed) => {
+                // The client, whose call was cut off, cannot count it.
+                let class = Class::UnknownOutcome;
+                self.metrics.consul_answered(operation.as_str(), class.as_str(), within);
+                Err(ConsulError { operation, class, message: elapsed.to_string() })
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{retry::Backoff, shared::Shared};
 use crate::{
     clock::Instant,
-    consul::{Blocking, Consistency, Consul, KvPair, Listing},
+    consul::{Blocking, Consistency, Consul, KvPair, Listing, Operation},
     names::Key,
 };
 
@@ -29,6 +29,8 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 /// What Consul may add to it, and what the network may.
 const SLACK: Duration = Duration::from_secs(5);
+/// The time limit of the first poll, which is answered at once: every claim waits for it.
+const FIRST: Duration = Duration::from_secs(10);
 /// Polls are paced by a token bucket: two at once, then one every so often.
 const REFILL: Duration = Duration::from_millis(100);
 const BURST: u32 = 2;
@@ -101,17 +103,17 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
         shared.clock.sleep_until(ready).await;
         let request =
             shared.consul.watch_prefix(&prefix, Blocking { after, wait: WAIT }, Consistency::Stale);
-        match shared.clock.timeout(WAIT + WAIT / 16 + SLACK, request).await {
-            Ok(Ok(listing)) => {
+        let within = if after == 0 { FIRST } else { WAIT + WAIT / 16 + SLACK };
+        match shared.attempt(Operation::WatchPrefix, within, request).await {
+            Ok(listing) => {
                 backoff.clear();
                 after = lock(&state).update(listing);
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%prefix, %error, "cannot watch the prefix");
                 let pause = backoff.pause(error.class, shared.jitter());
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
             }
-            Err(elapsed) => tracing::warn!(%prefix, %elapsed, "cannot watch the prefix"),
         }
     }
 }
@@ -152,8 +154,15 @@ impl Prefix {
         for (key, feed) in &self.feeds {
             let now = self.sighting(key);
             feed.send_if_modified(|known| {
+                // A missing key has no index of its own. If the listing's rose, our key may have
+                // come and gone since the last poll, and its holder has to hear of it.
+                let unlike = |old: &Sighting, new: &Sighting| {
+                    old.epoch != new.epoch
+                        || old.pair != new.pair
+                        || (new.pair.is_none() && old.index != new.index)
+                };
                 let changed = match (&*known, &now) {
-                    (Some(old), Some(new)) => old.epoch != new.epoch || old.pair != new.pair,
+                    (Some(old), Some(new)) => unlike(old, new),
                     _ => true,
                 };
                 if changed {
@@ -211,12 +220,24 @@ mod tests {
         let mut prefix = Prefix::default();
         let (a, b) = (Key::new("p/a").unwrap(), Key::new("p/b").unwrap());
         let (mut feed_a, mut feed_b) = (prefix.subscribe(&a), prefix.subscribe(&b));
-        prefix.update(Listing { pairs: vec![pair("p/a", 3)], index: 3 });
+        prefix.update(Listing { pairs: vec![pair("p/a", 3), pair("p/b", 2)], index: 3 });
         assert_eq!(feed_a.borrow_and_update().clone().unwrap().index, 3);
-        assert_eq!(feed_b.borrow_and_update().clone().unwrap().pair, None);
-        prefix.update(Listing { pairs: vec![pair("p/a", 5)], index: 5 });
+        assert_eq!(feed_b.borrow_and_update().clone().unwrap().index, 2);
+        prefix.update(Listing { pairs: vec![pair("p/a", 5), pair("p/b", 2)], index: 5 });
         assert!(feed_a.has_changed().unwrap());
-        assert!(!feed_b.has_changed().unwrap(), "b is as missing as before");
+        assert!(!feed_b.has_changed().unwrap(), "b is as it was");
+    }
+
+    #[test]
+    fn key_that_came_and_went_between_two_polls_is_told_of() {
+        let mut prefix = Prefix::default();
+        let mut feed = prefix.subscribe(&Key::new("p/a").unwrap());
+        prefix.update(Listing { pairs: vec![], index: 3 });
+        assert_eq!(feed.borrow_and_update().clone().unwrap().index, 3);
+        // We locked the key in commit 5, and somebody deleted it in commit 6.
+        prefix.update(Listing { pairs: vec![], index: 6 });
+        assert!(feed.has_changed().unwrap());
+        assert_eq!(feed.borrow_and_update().clone().unwrap().index, 6);
     }
 
     #[test]

@@ -12,14 +12,21 @@
 //! ```
 //! Calls that an effect asks for are repeated by the driver until they are answered, except
 //! [`Effect::LockKey`], whose every outcome is an event of its own.
+//!
+//! A watch may be quicker than the answer to our own call, and what it saw may be newer. So no
+//! answer hides a newer sighting, and a tenure that begins or goes on by an answer is doubted when
+//! a watch saw the key in another state meanwhile.
 
 use std::time::Duration;
 
 use super::{EndReason, FailReason, Illegal, session::Loss};
-use crate::{
-    clock::Instant,
-    names::{FencingToken, SessionId},
-};
+use crate::{clock::Instant, names::FencingToken};
+
+mod terms;
+#[cfg(test)]
+mod tests;
+
+pub use terms::*;
 
 /// After a release that made room for others (`maxHold`), how long not to contend.
 const AFTER_MAX_HOLD: Duration = Duration::from_secs(1);
@@ -31,184 +38,9 @@ const DELAY_OVERDUE: Duration = Duration::from_millis(250);
 const RACE_BACKOFF: Duration = Duration::from_millis(20);
 /// The most that lost races slow an attempt down.
 const RACE_BACKOFF_MAX: Duration = Duration::from_millis(200);
-
-/// How to contend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    /// Give up after contending for this long.
-    pub timeout: Option<Duration>,
-    /// Give up after one attempt.
-    pub try_once: bool,
-    /// Release a tenure after this long.
-    pub max_hold: Option<Duration>,
-}
-
-/// What the owner of the lock wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// The key.
-    Contend,
-    /// Not the key, for this reason.
-    Stand(EndReason),
-}
-
-/// The key as somebody read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Changes when Consul's indexes fell (a restored snapshot), so that lower ones count again.
-    pub epoch: u64,
-    /// The Raft index of this state: the key's `ModifyIndex`, or of a missing key the index of the
-    /// answer.
-    pub index: u64,
-    /// What the key held.
-    pub key: KeyState,
-}
-
-/// What a key held.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyState {
-    /// It does not exist.
-    Missing,
-    /// It exists and nobody holds it.
-    Free,
-    /// It exists, nobody holds it, and its flags are not a lock's.
-    Conflict,
-    /// Our session holds it. `intact`: with our flags and our value.
-    Ours {
-        /// Whether flags and value are what we wrote.
-        intact: bool,
-    },
-    /// Another session holds it.
-    Other(SessionId),
-}
-
-/// One unbroken holding of the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenure {
-    /// Its identity.
-    pub token: FencingToken,
-    /// When it began.
-    pub since: Instant,
-}
-
-/// Contending, with no attempt under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Since when.
-    pub since: Instant,
-    /// No attempt before this.
-    pub not_before: Instant,
-    /// In a lock-delay; its end, if the holder's lock-delay is known.
-    pub delay: Option<Option<Instant>>,
-    /// Races for the free key lost in a row.
-    pub races_lost: u32,
-}
-
-/// Where a lock stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// An earlier process held or awaited the key under a recorded session.
-    Adopting(Option<Tenure>),
-    /// Not contending.
-    Standby,
-    /// Contending.
-    Waiting(Waiting),
-    /// The acquisition was sent.
-    Acquiring(Waiting),
-    /// The acquisition was refused, or its fate is open; a consistent read was sent.
-    Unclear(Waiting),
-    /// Confirmed by Consul.
-    Held {
-        /// The tenure.
-        tenure: Tenure,
-        /// What is being asked of Consul meanwhile.
-        errand: Option<Errand>,
-    },
-    /// The key is being given up.
-    Releasing(EndReason),
-    /// Given up contending.
-    Failed(FailReason),
-}
-
-/// A call under way while the key is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// The key does not look like ours; a consistent read was sent.
-    Doubt,
-    /// Flags or value are being restored or changed.
-    Rewrite,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The owner wants this now.
-    Wanted(Want),
-    /// The owner wants the key after a failure: its settings changed.
-    Retry,
-    /// There is a valid session.
-    SessionUp,
-    /// The session may not be relied on any more.
-    SessionLost(Loss),
-    /// The key was seen by a watch.
-    Seen(Seen),
-    /// The value to be written changed.
-    ValueChanged,
-    /// Consul locked the key for our session, in a commit of this index.
-    Locked(u64),
-    /// Another session holds the key.
-    RefusedHeld,
-    /// Nobody holds the key and nobody may. The lock-delay of the last holder seen, if known.
-    RefusedDelay(Option<Duration>),
-    /// The key is not what it was when last seen.
-    RefusedChanged,
-    /// The acquisition did not happen, and is not to be tried again for so long.
-    LockFailed {
-        /// How long.
-        pause: Duration,
-    },
-    /// The acquisition may have happened.
-    LockUnclear,
-    /// The consistent read found this; whether Consul still knows our session.
-    Read {
-        /// The key.
-        seen: Seen,
-        /// Whether our session was found.
-        session_alive: bool,
-    },
-    /// Flags and value were written, in a commit of this index.
-    Rewritten(u64),
-    /// Flags and value were not written: the key is not ours.
-    RewriteRefused,
-    /// The key is not ours any more; the index of the commit that freed it, if it was ours.
-    Released(Option<u64>),
-    /// Time passed.
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Lock the key, provided that it still is as expected.
-    LockKey(Expect),
-    /// Read key and session consistently, until answered.
-    ReadKey,
-    /// Give the key up and take it again in one commit, for a token that is known; until answered.
-    BeginAnew,
-    /// Write our flags and value to the key that we hold, until answered.
-    RewriteKey,
-    /// Give the key up, until answered.
-    ReleaseKey,
-}
-
-/// What the key has to be for an acquisition to happen: nobody else's data is ever overwritten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// It does not exist.
-    Missing,
-    /// Its `ModifyIndex` is this.
-    Index(u64),
-}
+/// How long a tenure outlives a sighting that contradicts it while no consistent read is answered:
+/// the shortest TTL that Consul grants.
+const DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// A lock of one contender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +52,10 @@ pub struct Lock {
     seen: Option<Seen>,
     /// When the key was first seen free after somebody held it.
     freed: Option<Instant>,
+    /// The epoch in which the call under way was sent.
+    asked_in: u64,
+    /// Since it was sent the key was seen otherwise than we would leave it, or the value changed.
+    stirred: bool,
 }
 
 impl Lock {
@@ -234,7 +70,16 @@ impl Lock {
     }
 
     fn new(state: State, settings: Settings) -> Lock {
-        Lock { state, want: Want::Contend, settings, session_up: false, seen: None, freed: None }
+        Lock {
+            state,
+            want: Want::Contend,
+            settings,
+            session_up: false,
+            seen: None,
+            freed: None,
+            asked_in: 0,
+            stirred: false,
+        }
     }
 
     /// Where it stands.
@@ -270,7 +115,14 @@ impl Lock {
                     (self.session_up && self.expect().is_some()).then_some(waiting.not_before);
                 [attempt, self.gives_up(waiting)].into_iter().flatten().min()
             }
-            State::Held { tenure, .. } => self.settings.max_hold.map(|span| tenure.since + span),
+            State::Held { tenure, errand } => {
+                let max_hold = self.settings.max_hold.map(|span| tenure.since + span);
+                let doubt = match errand {
+                    Some(Errand::Doubt { until }) => Some(until),
+                    Some(Errand::Rewrite) | None => None,
+                };
+                [max_hold, doubt].into_iter().flatten().min()
+            }
             _ => None,
         }
     }
@@ -287,11 +139,31 @@ impl Lock {
         now: Instant,
         jitter: f64,
     ) -> Result<Option<Effect>, Illegal> {
-        match &event {
+        let mut after = self.clone();
+        if !after.take_note(&event, now) {
+            return Ok(None);
+        }
+        let (state, effect) = match after.next(event, now, jitter)? {
+            (State::Held { tenure, errand: None }, None) if after.stirred => doubt(tenure, now),
+            decided => decided,
+        };
+        after.state = state;
+        if effect.is_some() {
+            after.asked_in = after.epoch();
+            after.stirred = false;
+        }
+        *self = after;
+        Ok(effect)
+    }
+
+    /// Takes in what an event says, whatever it leads to. `false`: it is old news.
+    fn take_note(&mut self, event: &Event, now: Instant) -> bool {
+        match event {
             Event::Seen(seen) => {
                 if !self.is_news(seen) {
-                    return Ok(None);
+                    return false;
                 }
+                self.stirred |= seen.key != KeyState::Ours { intact: true };
                 self.note(seen.clone(), now);
             }
             Event::Read { seen, .. } => self.note(seen.clone(), now),
@@ -299,14 +171,13 @@ impl Lock {
                 self.wrote(*index, KeyState::Ours { intact: true }, now);
             }
             Event::Released(Some(index)) => self.wrote(*index, KeyState::Free, now),
+            Event::ValueChanged => self.stirred = true,
             Event::SessionUp => self.session_up = true,
             Event::SessionLost(_) => self.session_up = false,
             Event::Wanted(want) => self.want = *want,
             _ => {}
         }
-        let (state, effect) = self.next(event, now, jitter)?;
-        self.state = state;
-        Ok(effect)
+        true
     }
 
     /// The transitions. `want`, `session_up` and `seen` are already up to date.
@@ -328,9 +199,10 @@ impl Lock {
             (S::Adopting(_), E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.contend_or_stand(now), None))
             }
-            (S::Adopting(tenure), E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Tick) => {
-                Ok((S::Adopting(tenure), None))
-            }
+            (
+                S::Adopting(tenure),
+                E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Retry | E::Tick,
+            ) => Ok((S::Adopting(tenure), None)),
             // The read said the key is ours, and no token is known: it was given up and retaken.
             (S::Adopting(_), E::Locked(index)) => Ok(self.locked(index, now)),
             (S::Adopting(_), E::Released(_)) => Ok((self.contend_or_stand(now), None)),
@@ -360,7 +232,7 @@ impl Lock {
 
             (S::Acquiring(_) | S::Unclear(_), E::Locked(index)) => Ok(self.locked(index, now)),
             (S::Acquiring(_), E::RefusedHeld) if self.settings.try_once => {
-                Ok((S::Failed(FailReason::Contended), None))
+                Ok((self.fail(FailReason::Contended), None))
             }
             (S::Acquiring(waiting), E::RefusedHeld | E::RefusedChanged) => Ok(look(waiting)),
             (S::Acquiring(waiting), E::RefusedDelay(delay)) => {
@@ -401,18 +273,29 @@ impl Lock {
             {
                 Ok(release(EndReason::MaxHold))
             }
-            // The errand under way will find out.
-            (held @ S::Held { errand: Some(_), .. }, E::Seen(_)) => Ok((held, None)),
-            (held @ S::Held { tenure, errand: None }, E::Seen(seen)) => Ok(match seen.key {
-                KeyState::Ours { intact: true } => (held, None),
-                KeyState::Ours { intact: false } => rewrite(tenure),
-                _ => doubt(tenure),
+            // Renewals may go on for ever while the key cannot be read.
+            (S::Held { errand: Some(Errand::Doubt { until }), .. }, E::Tick) if now >= until => {
+                Ok(release(EndReason::KeyTaken))
+            }
+            // The read under way decides; if it is too old to, it is repeated.
+            (held @ S::Held { errand: Some(Errand::Doubt { .. }), .. }, E::Seen(_)) => {
+                Ok((held, None))
+            }
+            (held @ S::Held { tenure, errand }, E::Seen(seen)) => Ok(match (seen.key, errand) {
+                (KeyState::Ours { intact: true }, _) => (held, None),
+                (KeyState::Ours { intact: false }, None) => rewrite(tenure),
+                (KeyState::Ours { intact: false }, Some(_)) => (held, None),
+                // A rewrite under way may never be answered.
+                _ => doubt(tenure, now),
             }),
+            (held @ S::Held { errand: Some(Errand::Doubt { .. }), .. }, E::ValueChanged) => {
+                Ok((held, None))
+            }
             (S::Held { tenure, .. }, E::ValueChanged) => Ok(rewrite(tenure)),
             (S::Held { tenure, .. }, E::Rewritten(_)) => {
                 Ok((S::Held { tenure, errand: None }, None))
             }
-            (S::Held { tenure, .. }, E::RewriteRefused) => Ok(doubt(tenure)),
+            (S::Held { tenure, .. }, E::RewriteRefused) => Ok(doubt(tenure, now)),
             (S::Held { tenure, .. }, E::Read { seen, .. }) => match seen.key {
                 KeyState::Ours { intact: true } => Ok((S::Held { tenure, errand: None }, None)),
                 KeyState::Ours { intact: false } => Ok(rewrite(tenure)),
@@ -492,7 +375,10 @@ impl Lock {
                 (State::Failed(FailReason::Contended), None)
             }
             // Somebody took it: whatever delay there was is over.
-            None => (State::Waiting(Waiting { delay: None, ..waiting }), None),
+            None if waiting.delay.is_some() => {
+                (State::Waiting(Waiting { delay: None, not_before: now, ..waiting }), None)
+            }
+            None => (State::Waiting(waiting), None),
             Some(expect) if self.session_up && now >= waiting.not_before => {
                 (State::Acquiring(waiting), Some(Effect::LockKey(expect)))
             }
@@ -508,7 +394,7 @@ impl Lock {
         jitter: f64,
     ) -> (State, Option<Effect>) {
         if self.settings.try_once {
-            return (State::Failed(FailReason::Contended), None);
+            return (self.fail(FailReason::Contended), None);
         }
         let end = match (self.freed, holders_delay) {
             (Some(freed), Some(delay)) => Some(freed + delay),
@@ -543,6 +429,13 @@ impl Lock {
         }
     }
 
+    fn fail(&self, reason: FailReason) -> State {
+        match self.want {
+            Want::Contend => State::Failed(reason),
+            Want::Stand(_) => State::Standby,
+        }
+    }
+
     fn gives_up(&self, waiting: Waiting) -> Option<Instant> {
         self.settings.timeout.map(|span| waiting.since + span)
     }
@@ -566,10 +459,18 @@ impl Lock {
         })
     }
 
-    /// Our own write is the newest that is known of the key.
+    /// Our own write, unless a watch has seen a newer state before we were answered.
     fn wrote(&mut self, index: u64, key: KeyState, now: Instant) {
-        let epoch = self.seen.as_ref().map_or(0, |seen| seen.epoch);
-        self.note(Seen { epoch, index, key }, now);
+        let epoch = self.asked_in;
+        let overtaken =
+            self.seen.as_ref().is_some_and(|seen| seen.epoch != epoch || seen.index > index);
+        if !overtaken {
+            self.note(Seen { epoch, index, key }, now);
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.seen.as_ref().map_or(0, |seen| seen.epoch)
     }
 
     fn note(&mut self, seen: Seen, now: Instant) {
@@ -592,7 +493,8 @@ impl Waiting {
     /// After a lost race: the more in a row, the wider the contenders spread.
     fn after_race(self, now: Instant, jitter: f64) -> Waiting {
         let spread = (RACE_BACKOFF * self.races_lost.min(100)).min(RACE_BACKOFF_MAX);
-        Waiting { not_before: now + spread.mul_f64(jitter), delay: None, ..self }
+        let pause = spread.mul_f64(0.5 + jitter / 2.0);
+        Waiting { not_before: now + pause, delay: None, ..self }
     }
 }
 
@@ -627,6 +529,7 @@ fn rewrite(tenure: Tenure) -> (State, Option<Effect>) {
     (State::Held { tenure, errand: Some(Errand::Rewrite) }, Some(Effect::RewriteKey))
 }
 
-fn doubt(tenure: Tenure) -> (State, Option<Effect>) {
-    (State::Held { tenure, errand: Some(Errand::Doubt) }, Some(Effect::ReadKey))
+fn doubt(tenure: Tenure, now: Instant) -> (State, Option<Effect>) {
+    let errand = Some(Errand::Doubt { until: now + DOUBT_MAX });
+    (State::Held { tenure, errand }, Some(Effect::ReadKey))
 }

@@ -75,7 +75,8 @@ impl Drop for Folder {
 }
 
 /// The last lines of a log, under a headline; for people to read.
-pub(crate) fn tail(log: &Path) -> String {
+#[must_use]
+pub fn tail(log: &Path) -> String {
     let lines = last_lines(log).unwrap_or_else(|error| format!("({error})"));
     format!("--- end of {} ---\n{lines}", log.display())
 }

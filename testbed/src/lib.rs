@@ -31,7 +31,7 @@ pub use certs::{Authority, CertFiles};
 pub use cluster::{ConsulCluster, ConsulClusterConfig};
 pub use consul::{Consul, ConsulConfig};
 pub use control_plane::ControlPlane;
-pub use folder::Folder;
+pub use folder::{Folder, tail};
 pub use http::{Reply, request};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};

@@ -6,13 +6,17 @@ use std::time::Duration;
 use testbed::tools::{Tool, ToolError};
 use testbed::{BedError, Folder, Recipe, Server};
 
-const USAGE: &str =
-    "usage: testbed tools    find or build every server and tool, and say where they are";
+mod demo;
+
+const USAGE: &str = "\
+usage: testbed tools    find or build every server and tool, and say where they are
+       testbed demo     start the servers and the controller, and tell a story to watch";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.as_slice() {
+        ["demo"] => demo::run(),
         ["tools"] => tools().map_err(|error| error.to_string()),
         // For the test of the reaper alone: ends badly while a server runs.
         ["end-badly", how] => end_badly(how).map_err(|error| error.to_string()),

@@ -11,7 +11,7 @@
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Reads one order per line; at the end of the input it reaps. Process ids are those of process
@@ -70,6 +70,7 @@ done
 
 /// This process's reaper, and what it was told.
 struct Reaper {
+    process: Child,
     orders: ChildStdin,
     folders: Vec<PathBuf>,
 }
@@ -86,8 +87,8 @@ impl Reaper {
             .spawn()?;
         let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         note_panics();
-        // Never waited for: it ends after us.
-        Ok(Reaper { orders, folders: Vec::new() })
+        // Not waited for but in `exit`: it ends after us.
+        Ok(Reaper { process: child, orders, folders: Vec::new() })
     }
 
     fn tell(&mut self, order: &str) -> io::Result<()> {
@@ -141,6 +142,21 @@ pub fn forget_folder(folder: &Path) {
         reaper.folders.retain(|known| known != folder);
         reaper.tell(&format!("-dir {}", folder.display()))
     });
+}
+
+/// Ends this process, but all that it owns before: whoever sees it end finds nothing left. No
+/// destructor runs, and nothing can be started any more meanwhile.
+pub fn exit(code: i32) -> ! {
+    let mut reaper = reaper();
+    if let Some(Reaper { mut process, orders, .. }) =
+        reaper.as_mut().ok().and_then(|reaper| reaper.take())
+    {
+        drop(orders);
+        // It can hardly fail, and there is nobody left to care.
+        let _ = process.wait();
+    }
+    // Still under the reaper's lock: another thread that starts something waits here until the end.
+    std::process::exit(code)
 }
 
 /// Has the first panic of this process say where the logs of shared servers will be found.

@@ -214,7 +214,8 @@ pub(crate) async fn claims_client() -> Client {
     client
 }
 
-async fn install_crd(client: &Client) {
+/// Makes ConsulLocks known to a control plane that has not heard of them.
+pub(crate) async fn install_crd(client: &Client) {
     let definition: CustomResourceDefinition =
         serde_saphyr::from_str(&consul_lock::api::crd_yaml()).unwrap();
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());

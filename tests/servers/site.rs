@@ -15,7 +15,7 @@ use consul_lock::{
         Consistency, Consul, KvPair, SessionInfo,
         http::{HttpConfig, HttpConsul, Token, TokenSource},
     },
-    names::{Key, NodeName},
+    names::{Key, NodeName, SessionId},
 };
 use k8s_openapi::api::events::v1::Event;
 use kube::{
@@ -23,10 +23,11 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use testbed::{Folder, Port, Recipe, Server};
+use testbed::{ControlPlane, Folder, Port, Recipe, Server};
 
 use crate::fixtures::{
-    PATIENCE, claims_client, control_plane, create_namespace, shared_consul, unique,
+    Lab, PATIENCE, claims_client, client_by, control_plane, create_namespace, install_crd,
+    shared_consul, unique,
 };
 
 /// How often a condition is looked at.
@@ -42,6 +43,23 @@ pub(crate) struct Site {
     consul_address: String,
     consul_token: Option<String>,
     clock: Clock,
+}
+
+/// A tenure with everything that a renewal leaves as it is, and nothing else does.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Tenure {
+    claim: String,
+    pub(crate) token: u64,
+    session: Option<String>,
+    transitions: i64,
+    pair: Option<KvPair>,
+}
+
+/// Somebody of whom the controllers know nothing, and who holds a key.
+pub(crate) struct Stranger {
+    lab: Lab<HttpConsul>,
+    key: Key,
+    session: SessionId,
 }
 
 /// One replica of the controller.
@@ -73,6 +91,24 @@ impl Site {
     ) -> Site {
         let client = claims_client().await;
         let administrator = control_plane().kubeconfig();
+        Site::build(what, client, kubeconfig.unwrap_or(administrator), consul, token).await
+    }
+
+    /// A site on a control plane of its own, which may be broken, and on the shared Consul.
+    pub(crate) async fn beside(what: &str, cluster: &ControlPlane) -> Site {
+        let client = client_by(cluster.kubeconfig()).await;
+        install_crd(&client).await;
+        let consul = tokio::task::spawn_blocking(|| shared_consul().address()).await.unwrap();
+        Site::build(what, client, cluster.kubeconfig(), &consul, None).await
+    }
+
+    async fn build(
+        what: &str,
+        client: Client,
+        kubeconfig: &Path,
+        consul: &str,
+        token: Option<&str>,
+    ) -> Site {
         let namespace = unique(what);
         create_namespace(&client, &namespace).await;
         let mut config = HttpConfig::new(consul);
@@ -83,7 +119,7 @@ impl Site {
             claims: Api::namespaced(client.clone(), &namespace),
             client,
             consul: HttpConsul::new(config).unwrap(),
-            kubeconfig: kubeconfig.unwrap_or(administrator).to_owned(),
+            kubeconfig: kubeconfig.to_owned(),
             consul_address: consul.to_owned(),
             consul_token: token.map(str::to_owned),
             clock: Clock::boot(),
@@ -201,6 +237,54 @@ impl Site {
         token(&self.wait_phase(name, Phase::Held).await)
     }
 
+    /// The tenures of claims that are held, in Consul and in their statuses.
+    pub(crate) async fn tenures(&self, claims: &[&str]) -> Vec<Tenure> {
+        let mut tenures = Vec::new();
+        for claim in claims {
+            let token = self.held(claim).await;
+            let status = self.status(claim).await;
+            tenures.push(Tenure {
+                claim: (*claim).to_owned(),
+                token,
+                session: status.session.and_then(|session| session.id),
+                transitions: status.transitions,
+                pair: self.pair(&self.key(claim)).await,
+            });
+        }
+        tenures
+    }
+
+    /// A stranger who takes the key, which must be free, and keeps it for a minute at most.
+    pub(crate) async fn stranger(&self, key: Key) -> Stranger {
+        let lab = Lab::on(self.consul.clone()).await;
+        let session = lab.session().await;
+        assert!(lab.acquire(&key, &session).await, "{key} is not free");
+        Stranger { lab, key, session }
+    }
+
+    /// A stranger who waits for a claim's key to be free, and takes it then.
+    pub(crate) async fn stranger_when_free(&self, claim: &str) -> Stranger {
+        let free = || async {
+            match self.pair(&self.key(claim)).await {
+                Some(pair) if pair.session.is_some() => Err(pair),
+                _ => Ok(()),
+            }
+        };
+        eventually(&format!("the key of {claim} to be free"), free).await;
+        self.stranger(self.key(claim)).await
+    }
+
+    /// Creates a claim, waits until it is held, deletes it and waits until it is gone.
+    pub(crate) async fn serves_another_claim(&self) {
+        let name = unique("another");
+        self.create(&name, json!({})).await;
+        self.held(&name).await;
+        self.delete(&name).await;
+        self.gone(&name).await;
+        let free = |pair: KvPair| pair.session.is_none();
+        assert!(self.pair(&self.key(&name)).await.is_none_or(free), "{name} was left locked");
+    }
+
     /// Waits until the claim is gone.
     pub(crate) async fn gone(&self, name: &str) {
         let look = || async {
@@ -254,6 +338,20 @@ impl Site {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+}
+
+impl Stranger {
+    /// Whether the key is still the stranger's.
+    pub(crate) async fn holds(&self) -> bool {
+        let pair = self.lab.read(&self.key).await;
+        pair.and_then(|pair| pair.session) == Some(self.session.clone())
+    }
+
+    /// Gives the key up, which must still be the stranger's.
+    pub(crate) async fn leave(self) {
+        assert!(self.lab.release(&self.key, &self.session).await, "{} was taken", self.key);
+        self.lab.consul.destroy_session(&self.session).await.unwrap();
     }
 }
 

@@ -1,0 +1,1 @@
+//! The controller when its replicas are killed, stopped or frozen.
