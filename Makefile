@@ -45,8 +45,8 @@ tools: need-rust need-go need-cc ## find or build the servers; minutes the first
 	$(CARGO) build --locked --package testbed
 	$(CARGO) run --quiet --locked --package testbed -- tools
 
-bench: tools ## measure speed, side by side with the peers
-	$(CARGO) bench --locked
+bench: tools ## measure speed beside a floor; builds for some minutes first
+	$(CARGO) bench --locked --bench controller
 
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later," \

@@ -115,9 +115,12 @@ pub(crate) async fn burst(
     let row = Row::new(format!("burst of {count}: patches of a claim and its status, per claim"));
     table.push(row.value(format!("{patches:.2}")).floor("2.00"));
     table.note(format!(
-        "The burst creates {WRITES} claims at a time. The floor of the burst then has up to \
-         {WRITES} patches under way at a time, as the controller may, and as many calls to Consul \
-         as the controller's client allows itself."
+        "The burst creates {WRITES} claims at a time. Beside it the bare client makes the same \
+         calls for as many claims, with up to {WRITES} creations and {WRITES} patches under way at \
+         a time, as the controller may, and as many calls to Consul as the controller's client \
+         allows itself. That says what the servers can do rather than how fast one claim could \
+         be: which claims wait for which is up to the order of the calls, so the ratio of a \
+         percentile can be below 1."
     ));
     Ok(())
 }
@@ -223,11 +226,11 @@ fn by_its_own_account(before: &Scrape, after: &Scrape, claims: usize) -> String 
         let sum = grown(&format!("{histogram}_sum"), labels);
         let count = grown(&format!("{histogram}_count"), labels);
         let mean = sum / count * 1000.0;
-        format!("{:.1} of {mean:.1} ms", count / claims as f64)
+        format!("{:.1} ({mean:.1} ms)", count / claims as f64)
     };
     let consul = "consul_lock_consul_request_duration_seconds";
     format!(
-        "The controller's own account of it, how many per claim and their mean: walks {}, session \
+        "The controller's own account, per claim and with the mean of one: walks {}, session \
          creations {}, transactions {}, polls of the prefix {}.",
         mean("consul_lock_reconcile_duration_seconds", &[]),
         mean(consul, &[("operation", "create_session")]),

@@ -53,7 +53,7 @@ impl HttpConfig {
             tls_server_name: None,
             namespace: None,
             partition: None,
-            max_in_flight: 6,
+            max_in_flight: 5,
             max_polls: 16,
             timeout: Duration::from_secs(10),
             observer: None,
