@@ -52,8 +52,8 @@ pub struct Lock {
     seen: Option<Seen>,
     /// When the key was first seen free after somebody held it.
     freed: Option<Instant>,
-    /// The epoch in which the call under way was sent.
-    asked_in: u64,
+    /// Epoch and index of what was known of the key when the call under way was sent.
+    asked_at: (u64, u64),
     /// Since it was sent the key was seen otherwise than we would leave it, or the value changed.
     stirred: bool,
 }
@@ -77,7 +77,7 @@ impl Lock {
             session_up: false,
             seen: None,
             freed: None,
-            asked_in: 0,
+            asked_at: (0, 0),
             stirred: false,
         }
     }
@@ -149,7 +149,7 @@ impl Lock {
         };
         after.state = state;
         if effect.is_some() {
-            after.asked_in = after.epoch();
+            after.asked_at = after.position();
             after.stirred = false;
         }
         *self = after;
@@ -166,6 +166,7 @@ impl Lock {
                 self.stirred |= seen.key != KeyState::Ours { intact: true };
                 self.note(seen.clone(), now);
             }
+            Event::Read { seen, .. } if self.is_overtaken(seen.index) => {}
             Event::Read { seen, .. } => self.note(seen.clone(), now),
             Event::Locked(index) | Event::Rewritten(index) => {
                 self.wrote(*index, KeyState::Ours { intact: true }, now);
@@ -459,18 +460,24 @@ impl Lock {
         })
     }
 
-    /// Our own write, unless a watch has seen a newer state before we were answered.
+    /// Our own write.
     fn wrote(&mut self, index: u64, key: KeyState, now: Instant) {
-        let epoch = self.asked_in;
-        let overtaken =
-            self.seen.as_ref().is_some_and(|seen| seen.epoch != epoch || seen.index > index);
-        if !overtaken {
+        if !self.is_overtaken(index) {
+            let (epoch, _) = self.asked_at;
             self.note(Seen { epoch, index, key }, now);
         }
     }
 
-    fn epoch(&self) -> u64 {
-        self.seen.as_ref().map_or(0, |seen| seen.epoch)
+    /// Whether a watch was quicker than the answer that speaks of this index, and saw a newer
+    /// state. What it sees only now and then is not seen twice.
+    fn is_overtaken(&self, index: u64) -> bool {
+        let (asked_in, _) = self.asked_at;
+        let (epoch, newest) = self.position();
+        self.position() != self.asked_at && (epoch != asked_in || newest > index)
+    }
+
+    fn position(&self) -> (u64, u64) {
+        self.seen.as_ref().map_or((0, 0), |seen| (seen.epoch, seen.index))
     }
 
     fn note(&mut self, seen: Seen, now: Instant) {
