@@ -446,7 +446,12 @@ impl<C: Consul> LockKeeper<C> {
         match (before, after) {
             (_, State::Waiting(waiting)) => self.contending_since = waiting.since,
             (State::Held { .. }, State::Held { .. }) => {}
-            (_, State::Held { .. } | State::Standby | State::Failed(_)) => self.answers.clear(),
+            (_, State::Held { .. }) => {
+                // Whoever held the key before: a lock-delay that follows now is not theirs.
+                (self.holder, self.holders_delay) = (None, None);
+                self.answers.clear();
+            }
+            (_, State::Standby | State::Failed(_)) => self.answers.clear(),
             _ => {}
         }
     }

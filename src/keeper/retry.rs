@@ -30,6 +30,11 @@ impl Backoff {
         pause.min(longest).mul_f64(0.5 + jitter / 2.0)
     }
 
+    /// The same while something is held that will be lost: nothing is worth waiting for longer.
+    pub(super) fn pause_in_jeopardy(&mut self, jitter: f64) -> Duration {
+        self.pause(Class::Transient, jitter)
+    }
+
     pub(super) fn clear(&mut self) {
         self.failures = 0;
     }
@@ -80,5 +85,21 @@ impl<C: Consul> Shared<C> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denied_renewal_of_a_live_session_is_repeated_as_soon_as_any_other() {
+        let (mut idle, mut live) = (Backoff::default(), Backoff::default());
+        for _ in 0..8 {
+            idle.pause(Class::Denied, 1.0);
+            live.pause_in_jeopardy(1.0);
+        }
+        assert_eq!(idle.pause(Class::Denied, 1.0), LONGEST_PAUSE_DENIED);
+        assert_eq!(live.pause_in_jeopardy(1.0), LONGEST_PAUSE);
     }
 }

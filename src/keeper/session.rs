@@ -248,7 +248,11 @@ impl<C: Consul> SessionKeeper<C> {
     }
 
     fn failed(&mut self, error: ConsulError) {
-        let pause = self.backoff.pause(error.class, self.shared.jitter());
+        let jitter = self.shared.jitter();
+        let pause = match self.state.valid_until() {
+            Some(_) => self.backoff.pause_in_jeopardy(jitter),
+            None => self.backoff.pause(error.class, jitter),
+        };
         self.due = self.shared.clock.now() + pause;
         self.answers.failed(error);
     }

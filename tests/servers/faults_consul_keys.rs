@@ -138,6 +138,32 @@ async fn a_stranger_who_wins_the_end_of_a_lock_delay_is_waited_for() {
 }
 
 #[tokio::test]
+async fn the_lock_delay_of_an_earlier_stranger_is_not_waited_for() {
+    let scene = Scene::new("earlier-delay").await;
+    let (site, lab) = (&scene.site, Lab::real().await);
+    let stranger = lab.session_with_delay(Duration::from_secs(20)).await;
+    lab.lock(&site.key("a"), &stranger).await.unwrap();
+    let _replica = site.start().await;
+    site.create("a", json!({ "session": { "lockDelay": "1s" } })).await;
+    let named = |status: &ConsulLockStatus| {
+        let holder = status.holder.as_ref();
+        holder.is_some_and(|holder| holder.identity.contains(lab.node.as_str()))
+    };
+    site.wait("a", "the stranger's session is known", named).await;
+    assert!(lab.release(&site.key("a"), &stranger).await);
+    let first = site.held("a").await;
+
+    let began = site.clock().now();
+    site.consul.destroy_session(&session(&site.status("a").await)).await.unwrap();
+    regained(&scene, first, "SessionInvalidated").await;
+    let after = site.clock().now().since(began);
+    assert!(after < Duration::from_secs(6), "{after:?} for a lock-delay of 1 s");
+    lab.consul.destroy_session(&stranger).await.unwrap();
+    one_session_each(site, 1).await;
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn keys_that_are_not_ours_are_left_alone_and_stop_no_other_claim() {
     let scene = Scene::new("not-ours").await;
     let site = &scene.site;
