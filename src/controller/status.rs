@@ -20,6 +20,7 @@ use crate::{
     },
     clock::Instant,
     keeper::{EndedTenure, KeeperView, KeySeen, LockView, SessionHealth},
+    lock::EndReason,
 };
 
 /// How long a new claim may stay without a status, so that the first one already says how the key
@@ -168,17 +169,28 @@ fn adopted(view: &KeeperView, previous: &ConsulLockStatus) -> Option<SessionStat
     adopting.then(|| SessionStatus { health: api::SessionHealth::Unknown, ..known.clone() })
 }
 
-/// The tenures that the keepers saw end, each once.
+/// The tenures that ended, each once: those of which the keepers say so, and the one whose *valid
+/// until* has passed before they noticed.
 fn ended(report: &Report<'_>) -> Vec<EndedTenure> {
     let mut ended: Vec<EndedTenure> = Vec::new();
-    for view in [report.earlier, report.facts.view].into_iter().flatten() {
-        for tenure in view.ended.iter() {
-            if !ended.iter().any(|known| known.token == tenure.token) {
-                ended.push(tenure.clone());
-            }
+    let views = [report.earlier, report.facts.view].into_iter().flatten();
+    for tenure in views.flat_map(|view| view.ended.iter().cloned()).chain(expired(report)) {
+        if !ended.iter().any(|known| known.token == tenure.token) {
+            ended.push(tenure);
         }
     }
     ended
+}
+
+fn expired(report: &Report<'_>) -> Option<EndedTenure> {
+    let view = report.facts.view?;
+    match view.lock {
+        LockView::Held { token, since } if view.token(report.facts.now).is_none() => {
+            let (to, reason) = (report.wall, EndReason::Expired);
+            Some(EndedTenure { token, from: since, to, reason })
+        }
+        _ => None,
+    }
 }
 
 /// Tenures begun: one more for each token that the status did not know of before.
@@ -375,7 +387,7 @@ mod tests {
             at, claim, claim_with_status, config, contending, ended, held_status, holding,
             starting, stranger, trouble, wall,
         },
-        lock::{EndReason, FailReason},
+        lock::FailReason,
         names::{Key, SessionId},
     };
 
@@ -630,6 +642,19 @@ mod tests {
             assert_eq!(status.fencing_token.is_some(), phase == Phase::Held);
             assert_eq!(status.holder.is_some(), phase == Phase::Held);
         }
+    }
+
+    #[test]
+    fn a_tenure_that_expires_before_its_keepers_notice_is_counted_once() {
+        let mut claim = claim_with_status("{}", held_status());
+        let expired = status_at(&claim, allowed(), Some(&holding(41)), at(100));
+        assert_eq!((expired.transitions, expired.history.len()), (2, 1));
+        assert_eq!(expired.history[0].reason, "Expired");
+        claim.status = Some(expired.clone());
+        let mut view = contending(LockView::Waiting, KeySeen::Free);
+        view.ended = Arc::new(vec![ended(41, EndReason::Expired)]);
+        let noticed = status_at(&claim, allowed(), Some(&view), at(101));
+        assert_eq!((noticed.transitions, noticed.history), (2, expired.history));
     }
 
     #[test]

@@ -186,7 +186,7 @@ async fn silence_beyond_the_ttl_is_a_loss_at_valid_until() {
     assert_eq!(condition(&lost, "Ready").0, "Unknown");
     assert_eq!(condition(&lost, "ConsulReachable").0, "False");
     assert_eq!(condition(&lost, "SessionHealthy").0, "False");
-    assert_eq!(losses(&replica, "Expired"), 1.0);
+    assert_eq!((lost.transitions, lost.history.len()), (1, 1), "{lost:#?}");
 
     eventually("Consul to end the session", || async {
         let pair = site.pair(&site.key("a")).await.unwrap();
@@ -204,6 +204,7 @@ async fn silence_beyond_the_ttl_is_a_loss_at_valid_until() {
     let past = &again.history[0];
     assert_eq!((past.token.parse(), past.reason.as_str()), (Ok(first), "Expired"));
     site.event("a", "Lost").await;
+    assert_eq!(losses(&replica, "Expired"), 1.0);
     never_lost(site, "b", other).await;
     one_session_each(site, 2).await;
     scene.end().await;
