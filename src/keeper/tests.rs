@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     consul::{
-        Class, Consistency, ConsulError, KvPair, Operation, PutMode, Renewal, SessionInfo,
-        SessionRequest, TxnOp, fake::FakeConsul,
+        Class, ConsulError, KvPair, Operation, PutMode, Renewal, SessionInfo, SessionRequest,
+        fake::FakeConsul,
     },
     lock::{EndReason, FailReason, LOCK_FLAGS},
 };
@@ -41,6 +41,8 @@ enum Fate {
     LoseReply,
     /// Consul carries it out, and the answer takes this long.
     Slow(Duration),
+    /// It takes this long to reach Consul.
+    Late(Duration),
     /// Consul, or something before it, refuses.
     Refuse(Class),
 }
@@ -134,6 +136,10 @@ impl Wire for Line {
                 let answer = work.await;
                 self.0.clock.sleep_until(self.0.clock.now() + span).await;
                 answer
+            }
+            Some(Fate::Late(span)) => {
+                self.0.clock.sleep_until(self.0.clock.now() + span).await;
+                work.await
             }
             None => {
                 let answer = work.await;

@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{retry::Backoff, shared::Shared};
 use crate::{
     clock::Instant,
-    consul::{Blocking, Consistency, Consul, KvPair, Listing},
+    consul::{Blocking, Class, Consistency, Consul, ConsulError, KvPair, Listing},
     names::Key,
 };
 
@@ -44,8 +44,14 @@ pub(super) struct Sighting {
     pub(super) pair: Option<Arc<KvPair>>,
 }
 
-/// The newest sighting of one key; `None` before the first.
-pub(super) type Feed = watch::Receiver<Option<Sighting>>;
+/// What a prefix watch has to say of one key.
+pub(super) struct Feed {
+    /// The newest sighting; `None` before the first.
+    pub(super) sightings: watch::Receiver<Option<Sighting>>,
+    /// Why there are none for the time being, if somebody has to put that right first. Of what
+    /// passes by itself the session's renewals tell.
+    pub(super) refusal: watch::Receiver<Option<ConsulError>>,
+}
 
 /// All prefix watches of a process. Dropping it ends them.
 pub(super) struct Watches<C> {
@@ -62,6 +68,7 @@ struct Prefix {
     index: Option<u64>,
     pairs: HashMap<String, Arc<KvPair>>,
     feeds: HashMap<Key, watch::Sender<Option<Sighting>>>,
+    refusal: watch::Sender<Option<ConsulError>>,
 }
 
 impl<C: Consul> Watches<C> {
@@ -73,26 +80,24 @@ impl<C: Consul> Watches<C> {
     /// its last feed is dropped.
     pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key) -> Feed {
         let mut by_prefix = lock(&self.by_prefix);
-        let known = by_prefix.get(prefix).filter(|known| !lock(known).feeds.is_empty());
-        let state = match known {
-            Some(known) => Arc::clone(known),
-            None => {
-                let state = Arc::new(Mutex::new(Prefix::default()));
-                // Subscribed before the poll starts: it ends when it finds nobody listening.
-                let feed = lock(&state).subscribe(key);
-                by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
-                let mut tasks = lock(&self.tasks);
-                while tasks.try_join_next().is_some() {}
-                tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
-                return feed;
-            }
-        };
-        lock(&state).subscribe(key)
+        // Found and joined under one lock: its poll ends for good when it finds nobody listening.
+        let joined = by_prefix.get(prefix).and_then(|known| lock(known).join(key));
+        if let Some(feed) = joined {
+            return feed;
+        }
+        let state = Arc::new(Mutex::new(Prefix::default()));
+        let feed = lock(&state).subscribe(key);
+        by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
+        feed
     }
 }
 
 /// Polls until nobody listens.
 async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mutex<Prefix>>) {
+    let _alarm = shared.alarm();
     let mut backoff = Backoff::default();
     let mut bucket = Bucket::full(shared.clock.now());
     let mut after = 0;
@@ -109,6 +114,7 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
             Ok(Err(error)) => {
                 tracing::warn!(%prefix, %error, "cannot watch the prefix");
                 let pause = backoff.pause(error.class, shared.jitter());
+                lock(&state).refused(error);
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
             }
             Err(elapsed) => tracing::warn!(%prefix, %elapsed, "cannot watch the prefix"),
@@ -117,13 +123,29 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
 }
 
 impl Prefix {
+    /// Subscribes, if anybody listens; else the poll may have ended.
+    fn join(&mut self, key: &Key) -> Option<Feed> {
+        (!self.feeds.is_empty()).then(|| self.subscribe(key))
+    }
+
     fn subscribe(&mut self, key: &Key) -> Feed {
-        if let Some(feed) = self.feeds.get(key) {
-            return feed.subscribe();
+        let sightings = match self.feeds.get(key) {
+            Some(feed) => feed.subscribe(),
+            None => {
+                let (sender, receiver) = watch::channel(self.sighting(key));
+                self.feeds.insert(key.clone(), sender);
+                receiver
+            }
+        };
+        let mut refusal = self.refusal.subscribe();
+        refusal.mark_changed(); // one that joins late hears of it, too
+        Feed { sightings, refusal }
+    }
+
+    fn refused(&mut self, error: ConsulError) {
+        if matches!(error.class, Class::Denied | Class::Invalid) {
+            self.refusal.send_replace(Some(error));
         }
-        let (sender, receiver) = watch::channel(self.sighting(key));
-        self.feeds.insert(key.clone(), sender);
-        receiver
     }
 
     /// Forgets feeds that nobody listens to. `false`: none is left, nor will be.
@@ -147,6 +169,7 @@ impl Prefix {
             self.epoch += 1;
         }
         self.index = Some(listing.index);
+        self.refusal.send_if_modified(|refusal| refusal.take().is_some());
         self.pairs =
             listing.pairs.into_iter().map(|pair| (pair.key.clone(), Arc::new(pair))).collect();
         for (key, feed) in &self.feeds {
@@ -210,7 +233,8 @@ mod tests {
     fn feed_is_told_of_its_own_key_alone() {
         let mut prefix = Prefix::default();
         let (a, b) = (Key::new("p/a").unwrap(), Key::new("p/b").unwrap());
-        let (mut feed_a, mut feed_b) = (prefix.subscribe(&a), prefix.subscribe(&b));
+        let mut subscribe = |key| prefix.subscribe(key).sightings;
+        let (mut feed_a, mut feed_b) = (subscribe(&a), subscribe(&b));
         prefix.update(Listing { pairs: vec![pair("p/a", 3)], index: 3 });
         assert_eq!(feed_a.borrow_and_update().clone().unwrap().index, 3);
         assert_eq!(feed_b.borrow_and_update().clone().unwrap().pair, None);
@@ -223,7 +247,7 @@ mod tests {
     fn fallen_index_starts_a_new_epoch_and_reads_afresh() {
         let mut prefix = Prefix::default();
         let key = Key::new("p/a").unwrap();
-        let feed = prefix.subscribe(&key);
+        let feed = prefix.subscribe(&key).sightings;
         assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 90)], index: 90 }), 90);
         assert_eq!(prefix.update(Listing { pairs: vec![pair("p/a", 7)], index: 7 }), 0);
         let seen = feed.borrow().clone().unwrap();

@@ -185,6 +185,7 @@ async fn session_that_nobody_recorded_is_found_by_its_name() {
     let one = lab.contender("one");
     let token = one.holds(&lab).await;
     let session = one.session();
+    lab.pass(S * 2).await;
     drop(one);
     let new = lab.contender("one");
     assert!(new.holds(&lab).await > token);

@@ -183,17 +183,22 @@ async fn key_that_is_no_lock_is_never_written() {
 
 #[tokio::test(start_paused = true)]
 async fn data_that_appears_while_the_lock_is_on_its_way_is_not_overwritten() {
-    let lab = Lab::new();
-    let one = lab.contender("one");
-    one.line.next(Operation::Transaction, Fate::LoseRequest);
-    one.set();
-    let sent = || !one.line.sent(Operation::Transaction).is_empty();
-    lab.until(MOMENT, "the first attempt", sent).await;
-    // Seen by no watch: the line is cut until the attempt is repeated.
-    lab.consul.put(&key(), b"precious", Some(7), PutMode::Plain).await.unwrap();
-    lab.pass(S * 60).await;
-    assert_eq!(lab.pair().value, b"precious");
-    assert_eq!(one.token(), None);
+    for key_existed in [false, true] {
+        let lab = Lab::new();
+        if key_existed {
+            lab.consul.put(&key(), b"", Some(LOCK_FLAGS), PutMode::Plain).await.unwrap();
+        }
+        let one = lab.contender("one");
+        one.line.next(Operation::Transaction, Fate::Late(S * 2));
+        one.set();
+        lab.pass(S).await;
+        assert_eq!(one.line.sent(Operation::Transaction).len(), 1);
+        lab.consul.put(&key(), b"precious", Some(7), PutMode::Plain).await.unwrap();
+        lab.pass(S * 60).await;
+        let pair = lab.pair();
+        assert_eq!((pair.value.as_slice(), pair.flags), (&b"precious"[..], 7), "{key_existed}");
+        assert_eq!(one.token(), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
