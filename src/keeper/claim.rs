@@ -111,7 +111,7 @@ impl<C: Consul> ClaimKeeper<C> {
 
     /// Keeps the claim until it is told to stop and has stopped, cleanly or not.
     pub(super) async fn run(mut self) {
-        let _alarm = Alarm(Arc::clone(&self.shared));
+        let _alarm = self.shared.alarm();
         self.lock.look_again();
         self.obey();
         loop {
@@ -155,6 +155,11 @@ impl<C: Consul> ClaimKeeper<C> {
         self.expire();
         let now = self.shared.clock.now();
         self.session.tick(now);
+        if self.session_is_spent() {
+            // Before another attempt is made under it.
+            self.session.end();
+            self.tell_lock();
+        }
         self.lock.tick();
         self.renew_terms();
         if self.lock.wants_session() && !self.session_is_spent() {
@@ -201,7 +206,7 @@ impl<C: Consul> ClaimKeeper<C> {
         let valid = state.valid_until().is_some();
         let was_valid = self.told.is_some_and(|told| told.valid_until().is_some());
         match (was_valid, valid, self.session.id().cloned()) {
-            (false, true, Some(id)) => self.lock.session_up(&id),
+            (false, true, Some(id)) => self.lock.session_up(&id, self.session.lock_delay()),
             (true, false, _) => self.lock.session_lost(loss(state)),
             // An adoption came to nothing.
             (false, false, _)
@@ -253,17 +258,6 @@ impl<C: Consul> ClaimKeeper<C> {
         drop(shown);
         if news {
             (self.wake)();
-        }
-    }
-}
-
-/// Rings if the task that owns it panics.
-struct Alarm<C: Consul>(Arc<Shared<C>>);
-
-impl<C: Consul> Drop for Alarm<C> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.panicked.notify_one();
         }
     }
 }

@@ -17,10 +17,7 @@ use super::{
 };
 use crate::{
     clock::Instant,
-    consul::{
-        Class, Consistency, Consul, ConsulError, KvPair, Operation, Refusal, SessionInfo, Txn,
-        TxnOp,
-    },
+    consul::{Class, Consul, KvPair, Operation, Refusal, SessionInfo, Txn, TxnOp},
     lock::{
         EndReason, LOCK_FLAGS,
         key::{self, Effect, Event, Expect, KeyState, Lock, Seen, Settings, State, Tenure, Want},
@@ -29,8 +26,10 @@ use crate::{
     names::{Key, SessionId},
 };
 
-/// The time limit of an acquisition.
-const LOCK: Duration = Duration::from_secs(5);
+mod calls;
+
+use calls::{Answer, acquire, holders_session, pending_or, read, transact, written_index};
+
 /// How many ended tenures are remembered.
 const REMEMBERED: usize = 10;
 
@@ -42,6 +41,8 @@ pub(super) struct LockKeeper<C> {
     machine: Lock,
     feed: Feed,
     session: Option<SessionId>,
+    /// The lock-delay of our session, if it is known.
+    sessions_delay: Option<Duration>,
     /// The newest sighting as it came, to be read again when our session changes.
     sighted: Option<Sighting>,
     /// The beginning of the present tenure, or of the attempt at one, as written into the key.
@@ -55,15 +56,6 @@ pub(super) struct LockKeeper<C> {
     backoff: Backoff,
     call: Option<BoxFuture<'static, Answer>>,
     holder_call: Option<BoxFuture<'static, Option<SessionInfo>>>,
-}
-
-/// What became of a call.
-enum Answer {
-    Locked { result: Result<Txn, ConsulError> },
-    Read { pair: Option<KvPair>, index: u64, session_alive: bool },
-    Rewritten(Txn),
-    BegunAnew(Txn),
-    Released(Txn),
 }
 
 /// The value of a held key: JSON, for other readers.
@@ -124,7 +116,8 @@ impl<C: Consul> LockKeeper<C> {
             payload: settings.payload,
             machine,
             feed,
-            session: None,
+            session: recorded.map(|recorded| recorded.session.clone()),
+            sessions_delay: None,
             sighted: None,
             since,
             value: Vec::new(),
@@ -182,8 +175,9 @@ impl<C: Consul> LockKeeper<C> {
         }
     }
 
-    /// The session may be relied on, under this id.
-    pub(super) fn session_up(&mut self, id: &SessionId) {
+    /// The session may be relied on, under this id; its lock-delay, if it is known.
+    pub(super) fn session_up(&mut self, id: &SessionId, lock_delay: Option<Duration>) {
+        self.sessions_delay = lock_delay;
         if self.session.as_ref() != Some(id) {
             self.session = Some(id.clone());
             self.look_again();
@@ -312,12 +306,7 @@ impl<C: Consul> LockKeeper<C> {
             node: None,
             value: pair.value.clone(),
         });
-        let shared = Arc::clone(&self.shared);
-        let read = async move {
-            let read = shared.consul.session(&session, Consistency::Default);
-            shared.attempt(Operation::ReadSession, LOCK, read).await.ok().flatten()
-        };
-        self.holder_call = Some(read.boxed());
+        self.holder_call = Some(holders_session(Arc::clone(&self.shared), session).boxed());
     }
 
     fn learn_holder(&mut self, info: Option<SessionInfo>) {
@@ -352,6 +341,9 @@ impl<C: Consul> LockKeeper<C> {
                 let index = pair.as_ref().map_or(index, |pair| pair.modify_index);
                 let epoch = self.sighted.as_ref().map_or(0, |sighted| sighted.epoch);
                 self.see_holder(pair.as_ref());
+                if self.is_superseded(pair.as_ref()) {
+                    self.on(Event::Superseded);
+                }
                 let seen = Seen { epoch, index, key: self.classify(pair.as_ref()) };
                 self.on(Event::Read { seen, session_alive });
                 if !session_alive {
@@ -421,6 +413,31 @@ impl<C: Consul> LockKeeper<C> {
         if let Some(effect) = effect {
             self.perform(effect);
         }
+        let hopeless = matches!(
+            self.machine.seen().map(|seen| &seen.key),
+            Some(KeyState::Other(_) | KeyState::Conflict)
+        );
+        if hopeless && matches!(after, State::Waiting(_)) {
+            // No further attempt will tell that the last one's trouble is over.
+            self.answers.succeeded(Operation::Transaction);
+        }
+    }
+
+    /// Whether the key is ours, but by a later acquisition than the recorded tenure's: the record
+    /// was not kept up to the end, and others may have held the key since.
+    fn is_superseded(&self, pair: Option<&KvPair>) -> bool {
+        let (State::Adopting(Some(tenure)), Some(pair)) = (self.state(), pair) else {
+            return false;
+        };
+        let token = tenure.token.get();
+        if pair.session != self.session || pair.modify_index == token {
+            return false;
+        }
+        // A rewrite keeps the beginning. What somebody else wrote over it says nothing.
+        let value = serde_json::from_slice::<serde_json::Value>(&pair.value).unwrap_or_default();
+        let began_otherwise =
+            value["since"].as_str().is_some_and(|since| since != self.since_as_written());
+        pair.create_index > token || began_otherwise
     }
 
     /// Keeps the history and the metrics.
@@ -442,6 +459,11 @@ impl<C: Consul> LockKeeper<C> {
         if token(after).is_some() && token(after) != token(before) && !is_adopting(before) {
             let since_free = freed.map(|freed| now.since(freed));
             self.shared.metrics.acquired(now.since(self.contending_since), since_free);
+        }
+        if token(after).is_some() && token(before).is_none() {
+            // The holder before us is of no interest any more, and its lock-delay is not ours.
+            self.holder = None;
+            self.holders_delay = self.sessions_delay;
         }
         match (before, after) {
             (_, State::Waiting(waiting)) => self.contending_since = waiting.since,
@@ -472,11 +494,15 @@ impl<C: Consul> LockKeeper<C> {
         });
     }
 
+    fn since_as_written(&self) -> String {
+        self.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+
     fn render_value(&self) -> Vec<u8> {
         let value = Value {
             holder: &self.payload.holder,
             cluster: &self.payload.cluster,
-            since: self.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            since: self.since_as_written(),
             value: &self.payload.value,
         };
         serde_json::to_vec(&value).expect("four strings are JSON")
@@ -527,65 +553,4 @@ impl<C: Consul> LockKeeper<C> {
 
 fn is_adopting(state: State) -> bool {
     matches!(state, State::Adopting(Some(_)))
-}
-
-/// The index of the commit, if there was one.
-fn written_index(txn: &Txn) -> Option<u64> {
-    match txn {
-        Txn::Committed(pairs) => pairs.last().map(|pair| pair.modify_index),
-        Txn::RolledBack(_) => None,
-    }
-}
-
-async fn pending_or<T>(call: &mut Option<BoxFuture<'static, T>>) -> T {
-    match call {
-        Some(call) => call.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn acquire<C: Consul>(shared: Arc<Shared<C>>, steps: Vec<TxnOp>) -> Answer {
-    let transaction = shared.consul.transaction(&steps);
-    Answer::Locked { result: shared.attempt(Operation::Transaction, LOCK, transaction).await }
-}
-
-async fn transact<C: Consul>(
-    shared: Arc<Shared<C>>,
-    answers: Answers,
-    steps: Vec<TxnOp>,
-    answer: fn(Txn) -> Answer,
-) -> Answer {
-    let transaction = || shared.consul.transaction(&steps);
-    answer(shared.until_answered(&answers, Operation::Transaction, transaction).await)
-}
-
-/// The key and, where it is not ours, whether our session lives: both consistently.
-async fn read<C: Consul>(
-    shared: Arc<Shared<C>>,
-    answers: Answers,
-    key: Key,
-    session: SessionId,
-) -> Answer {
-    let get = || shared.consul.get(&key, Consistency::Consistent);
-    let reading = shared.until_answered(&answers, Operation::ReadKey, get).await;
-    let ours = reading.pair.as_ref().is_some_and(|pair| pair.session.as_ref() == Some(&session));
-    let session_alive = ours || session_lives(&shared, &session).await;
-    Answer::Read { pair: reading.pair, index: reading.index, session_alive }
-}
-
-/// Unless Consul says otherwise within a few attempts, it does: the next renewal will tell.
-async fn session_lives<C: Consul>(shared: &Shared<C>, session: &SessionId) -> bool {
-    let mut backoff = Backoff::default();
-    for _ in 0..3 {
-        let read = shared.consul.session(session, Consistency::Consistent);
-        match shared.attempt(Operation::ReadSession, LOCK, read).await {
-            Ok(info) => return info.is_some(),
-            Err(error) if error.class == Class::Denied => return true,
-            Err(error) => {
-                let pause = backoff.pause(error.class, shared.jitter());
-                shared.clock.sleep_until(shared.clock.now() + pause).await;
-            }
-        }
-    }
-    true
 }

@@ -38,8 +38,12 @@ mod session;
 mod shared;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 mod view;
 mod watch;
+#[cfg(test)]
+mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;

@@ -34,6 +34,8 @@ pub(super) struct SessionKeeper<C> {
     /// When to create or renew next.
     due: Instant,
     backoff: Backoff,
+    /// It was created by this process, to the present settings.
+    created: bool,
     /// A creation was unclear: sessions of our name that are not ours may turn up.
     sweep: bool,
     call: Option<BoxFuture<'static, Answer>>,
@@ -57,6 +59,10 @@ enum Answer {
         present: bool,
     },
     Destroyed,
+    /// Sessions of our name beside ours have been ended, as far as they could be.
+    Swept {
+        all: bool,
+    },
 }
 
 impl<C: Consul> SessionKeeper<C> {
@@ -77,6 +83,7 @@ impl<C: Consul> SessionKeeper<C> {
             id: recorded,
             renewed: None,
             backoff: Backoff::default(),
+            created: false,
             sweep: false,
             call: None,
         };
@@ -97,6 +104,11 @@ impl<C: Consul> SessionKeeper<C> {
 
     pub(super) fn settings(&self) -> &SessionSettings {
         &self.settings
+    }
+
+    /// The session's lock-delay, if it is known.
+    pub(super) fn lock_delay(&self) -> Option<Duration> {
+        self.created.then_some(self.settings.lock_delay)
     }
 
     /// Settings for the next session. Of no effect on one that exists.
@@ -197,10 +209,9 @@ impl<C: Consul> SessionKeeper<C> {
     fn take_in(&mut self, answer: Answer) {
         match answer {
             Answer::Created { id, sent } => {
-                self.answers.succeeded(Operation::CreateSession);
-                self.answers.succeeded(Operation::RegisterNode);
-                self.answers.succeeded(Operation::ListSessions);
+                self.no_trouble_with_creation();
                 self.id = Some(id);
+                self.created = true;
                 self.ttl = self.settings.ttl;
                 self.good(sent, self.ttl);
                 self.on(Event::Created(sent + self.ttl));
@@ -216,6 +227,9 @@ impl<C: Consul> SessionKeeper<C> {
                 self.answers.succeeded(Operation::RenewSession);
                 self.good(sent, ttl);
                 self.on(Event::Renewed(sent + ttl));
+                if self.sweep && self.state.valid_until().is_some() {
+                    self.sweep();
+                }
             }
             Answer::RenewFailed(error) if error.class == Class::Lost => self.on(Event::Missing),
             Answer::RenewFailed(error) => {
@@ -223,12 +237,16 @@ impl<C: Consul> SessionKeeper<C> {
                 self.on(Event::RenewFailed);
             }
             Answer::Named(Some(id)) => {
+                self.no_trouble_with_creation();
                 self.id = Some(id);
+                self.created = false;
                 self.on(Event::Found);
             }
             Answer::Named(None) => self.on(Event::NotFound),
             Answer::Confirmed { present: true } => {
-                self.due = self.shared.clock.now();
+                // Renewed again, but not without end should Consul go on contradicting itself.
+                let pause = self.backoff.pause(Class::Lost, self.shared.jitter());
+                self.due = self.shared.clock.now() + pause;
                 self.on(Event::ConfirmedPresent);
             }
             Answer::Confirmed { present: false } => self.on(Event::ConfirmedMissing),
@@ -236,7 +254,26 @@ impl<C: Consul> SessionKeeper<C> {
                 self.due = self.shared.clock.now();
                 self.on(Event::Destroyed);
             }
+            Answer::Swept { all } => self.sweep = !all,
         }
+    }
+
+    fn no_trouble_with_creation(&self) {
+        self.answers.succeeded(Operation::CreateSession);
+        self.answers.succeeded(Operation::RegisterNode);
+        self.answers.succeeded(Operation::ListSessions);
+    }
+
+    /// Ends sessions of our name beside ours. The next renewal waits for it, so it is bounded.
+    fn sweep(&mut self) {
+        let Some(id) = self.id.clone() else { return };
+        let (shared, settings, within) =
+            (Arc::clone(&self.shared), self.settings.clone(), self.ttl / 4);
+        let swept = async move {
+            let sweep = sweep_doubles(&shared, &settings, &id);
+            Answer::Swept { all: shared.clock.timeout(within, sweep).await.unwrap_or(false) }
+        };
+        self.call = Some(swept.boxed());
     }
 
     /// Renewals go out about every third of the TTL, so that two may fail.
@@ -308,8 +345,7 @@ impl<C: Consul> SessionKeeper<C> {
             Effect::Renew => {
                 let left = self.state.valid_until().map(|end| end.since(shared.clock.now()));
                 let within = left.map_or(self.ttl / 4, |left| left.min(self.ttl / 4));
-                let sweep = std::mem::take(&mut self.sweep).then_some(settings);
-                renew(shared, id, within, sweep).boxed()
+                renew(shared, id, within).boxed()
             }
             Effect::Confirm => confirm(shared, answers, id).boxed(),
             Effect::Destroy => destroy(shared, answers, id).boxed(),
@@ -349,26 +385,14 @@ async fn create<C: Consul>(shared: Arc<Shared<C>>, settings: SessionSettings) ->
     }
 }
 
-async fn renew<C: Consul>(
-    shared: Arc<Shared<C>>,
-    id: SessionId,
-    within: Duration,
-    sweep: Option<SessionSettings>,
-) -> Answer {
+async fn renew<C: Consul>(shared: Arc<Shared<C>>, id: SessionId, within: Duration) -> Answer {
     let sent = shared.clock.now();
     let renewal = shared.consul.renew_session(&id);
     let result = shared.attempt(Operation::RenewSession, within, renewal).await;
     let took = shared.clock.now().since(sent);
     shared.metrics.renewed(result.as_ref().err().map_or("ok", |error| error.class.as_str()), took);
     match result {
-        Ok(renewal) => {
-            if let Some(settings) = sweep {
-                // Bounded like the renewal itself, whose good news waits for it.
-                let swept = sweep_doubles(&shared, &settings, &id);
-                shared.clock.timeout(within, swept).await.ok();
-            }
-            Answer::Renewed { sent, ttl: renewal.ttl }
-        }
+        Ok(renewal) => Answer::Renewed { sent, ttl: renewal.ttl },
         Err(error) => Answer::RenewFailed(error),
     }
 }
@@ -390,20 +414,27 @@ async fn find<C: Consul>(
 }
 
 /// Ends sessions of our name that are not `id`: a creation that was thought to have failed was
-/// carried out late. What cannot be ended now ends by its TTL.
-async fn sweep_doubles<C: Consul>(shared: &Shared<C>, settings: &SessionSettings, id: &SessionId) {
+/// carried out late. What cannot be ended ends by its TTL. Returns whether all went well.
+async fn sweep_doubles<C: Consul>(
+    shared: &Shared<C>,
+    settings: &SessionSettings,
+    id: &SessionId,
+) -> bool {
     let listing = shared.consul.node_sessions(&settings.node);
     let Ok(sessions) = shared.attempt(Operation::ListSessions, CREATE, listing).await else {
-        return;
+        return false;
     };
+    let mut all = true;
     let doubles =
         sessions.into_iter().filter(|session| session.name == settings.name && session.id != *id);
     for double in doubles {
         let end = shared.consul.destroy_session(&double.id);
         if let Err(error) = shared.attempt(Operation::DestroySession, CREATE, end).await {
             tracing::warn!(session = %double.id, %error, "cannot end a session made twice");
+            all = false;
         }
     }
+    all
 }
 
 async fn confirm<C: Consul>(shared: Arc<Shared<C>>, answers: Answers, id: SessionId) -> Answer {

@@ -63,6 +63,11 @@ impl<C: Consul> Shared<C> {
         })
     }
 
+    /// To be kept by a task for as long as it runs.
+    pub(super) fn alarm(self: &Arc<Self>) -> Alarm<C> {
+        Alarm(Arc::clone(self))
+    }
+
     pub(super) fn jitter(&self) -> f64 {
         (self.jitter)()
     }
@@ -98,6 +103,17 @@ impl<C: Consul> Shared<C> {
 
     fn node(&self, name: &NodeName) -> Arc<Node> {
         Arc::clone(lock(&self.nodes).entry(name.clone()).or_default())
+    }
+}
+
+/// Rings if the task that owns it panics.
+pub(super) struct Alarm<C>(Arc<Shared<C>>);
+
+impl<C> Drop for Alarm<C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panicked.notify_one();
+        }
     }
 }
 

@@ -23,12 +23,10 @@ use super::{
     claim::{ClaimKeeper, Command, Shown},
     shared::Shared,
     watch::{Watches, lock},
+    wire::{Wire, Wired},
     *,
 };
-use crate::consul::{
-    Blocking, Class, Consistency, ConsulError, Listing, Operation, PutMode, Reading, Renewal,
-    SessionInfo, SessionRequest, TokenInfo, Txn, TxnOp, fake::FakeConsul,
-};
+use crate::consul::{Class, ConsulError, Operation, Renewal, SessionRequest, fake::FakeConsul};
 
 const KEY: &str = "sim/lock";
 /// How long faults go on, and how long everybody has afterwards.
@@ -37,6 +35,9 @@ const QUIET: Duration = Duration::from_secs(120);
 
 /// One registry for all runs: making one costs more than a run.
 static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
+
+/// A contender's way to Consul.
+type Way = Wired<Network>;
 
 type Random = Arc<Mutex<SmallRng>>;
 
@@ -51,7 +52,6 @@ fn span(random: &Random, millis: std::ops::Range<u64>) -> Duration {
 /// The way from one contender to Consul.
 #[derive(Clone)]
 struct Network {
-    consul: FakeConsul,
     clock: Clock,
     random: Random,
     faults: Arc<Mutex<Faults>>,
@@ -71,11 +71,11 @@ struct Faults {
     election_until: Option<Instant>,
 }
 
-impl Network {
-    async fn call<T>(
+impl Wire for Network {
+    async fn call<T: Send>(
         &self,
         operation: Operation,
-        work: impl Future<Output = Result<T, ConsulError>>,
+        work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> Result<T, ConsulError> {
         self.travel().await;
         let faults = *lock(&self.faults);
@@ -88,6 +88,16 @@ impl Network {
         answer
     }
 
+    fn request(&self, request: &SessionRequest) -> SessionRequest {
+        SessionRequest { ttl: request.ttl.mul_f64(self.ttl_factor), ..request.clone() }
+    }
+
+    fn granted(&self, renewal: Renewal) -> Renewal {
+        Renewal { ttl: renewal.ttl.div_f64(self.ttl_factor) }
+    }
+}
+
+impl Network {
     /// One way over the network; never arrives if the message is lost.
     async fn travel(&self) {
         let faults = *lock(&self.faults);
@@ -103,75 +113,6 @@ impl Network {
         if let Some(end) = cut {
             self.clock.sleep_until(end).await;
         }
-    }
-}
-
-impl Consul for Network {
-    async fn register_node(&self, node: &NodeName) -> Result<(), ConsulError> {
-        self.call(Operation::RegisterNode, self.consul.register_node(node)).await
-    }
-    async fn create_session(&self, request: &SessionRequest) -> Result<SessionId, ConsulError> {
-        let ttl = request.ttl.mul_f64(self.ttl_factor);
-        let request = SessionRequest { ttl, ..request.clone() };
-        self.call(Operation::CreateSession, self.consul.create_session(&request)).await
-    }
-    async fn renew_session(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
-        let renewal = self.call(Operation::RenewSession, self.consul.renew_session(id)).await?;
-        Ok(Renewal { ttl: renewal.ttl.div_f64(self.ttl_factor) })
-    }
-    async fn destroy_session(&self, id: &SessionId) -> Result<(), ConsulError> {
-        self.call(Operation::DestroySession, self.consul.destroy_session(id)).await
-    }
-    async fn session(
-        &self,
-        id: &SessionId,
-        consistency: Consistency,
-    ) -> Result<Option<SessionInfo>, ConsulError> {
-        self.call(Operation::ReadSession, self.consul.session(id, consistency)).await
-    }
-    async fn node_sessions(&self, node: &NodeName) -> Result<Vec<SessionInfo>, ConsulError> {
-        self.call(Operation::ListSessions, self.consul.node_sessions(node)).await
-    }
-    async fn get(&self, key: &Key, consistency: Consistency) -> Result<Reading, ConsulError> {
-        self.call(Operation::ReadKey, self.consul.get(key, consistency)).await
-    }
-    async fn watch_key(
-        &self,
-        key: &Key,
-        blocking: Blocking,
-        consistency: Consistency,
-    ) -> Result<Reading, ConsulError> {
-        self.call(Operation::WatchKey, self.consul.watch_key(key, blocking, consistency)).await
-    }
-    async fn watch_prefix(
-        &self,
-        prefix: &str,
-        blocking: Blocking,
-        consistency: Consistency,
-    ) -> Result<Listing, ConsulError> {
-        let watch = self.consul.watch_prefix(prefix, blocking, consistency);
-        self.call(Operation::WatchPrefix, watch).await
-    }
-    async fn put(
-        &self,
-        key: &Key,
-        value: &[u8],
-        flags: Option<u64>,
-        mode: PutMode,
-    ) -> Result<bool, ConsulError> {
-        self.call(Operation::WriteKey, self.consul.put(key, value, flags, mode)).await
-    }
-    async fn delete(&self, key: &Key) -> Result<(), ConsulError> {
-        self.call(Operation::DeleteKey, self.consul.delete(key)).await
-    }
-    async fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
-        self.call(Operation::Transaction, self.consul.transaction(steps)).await
-    }
-    async fn leader(&self) -> Result<Option<String>, ConsulError> {
-        self.call(Operation::ReadLeader, self.consul.leader()).await
-    }
-    async fn token_self(&self) -> Result<TokenInfo, ConsulError> {
-        self.call(Operation::ReadToken, self.consul.token_self()).await
     }
 }
 
@@ -241,28 +182,28 @@ impl World {
 
 struct Contender {
     who: usize,
-    network: Network,
+    way: Way,
     wanted: Wanted,
     commands: channel::Sender<Command>,
     shown: Arc<Mutex<Shown>>,
     ice: Rc<RefCell<Ice>>,
     task: AbortHandle,
-    _watches: Watches<Network>,
+    _watches: Watches<Way>,
 }
 
 impl Contender {
     fn start(
         who: usize,
-        network: &Network,
+        way: &Way,
         wanted: Wanted,
         recorded: Option<Recorded>,
         world: &Arc<Mutex<World>>,
     ) -> Contender {
-        let clock = network.clock.clone();
-        let random = Arc::clone(&network.random);
+        let clock = way.wire.clock.clone();
+        let random = Arc::clone(&way.wire.random);
         let jitter: Jitter = Arc::new(move || lock(&random).random_range(0.0..1.0));
         let metrics = Arc::clone(METRICS.get_or_init(|| Metrics::new(false)));
-        let shared = Shared::new(network.clone(), clock.clone(), metrics, jitter);
+        let shared = Shared::new(way.clone(), clock.clone(), metrics, jitter);
         let watches = Watches::new(Arc::clone(&shared));
         let (commands, received) =
             channel::channel(Command { wanted: wanted.clone(), stop: false });
@@ -274,8 +215,8 @@ impl Contender {
         let ice = Rc::new(RefCell::new(Ice::default()));
         let process = Freezable { inner: Box::pin(keeper.run()), ice: Rc::clone(&ice) };
         let task = tokio::task::spawn_local(process).abort_handle();
-        let network = network.clone();
-        Contender { who, network, wanted, commands, shown, ice, task, _watches: watches }
+        let way = way.clone();
+        Contender { who, way, wanted, commands, shown, ice, task, _watches: watches }
     }
 
     /// Dies without a word, and starts again with what a status would have recorded.
@@ -289,7 +230,7 @@ impl Contender {
                 _ => None,
             },
         });
-        Contender::start(self.who, &self.network, self.wanted.clone(), recorded, world)
+        Contender::start(self.who, &self.way, self.wanted.clone(), recorded, world)
     }
 
     fn freeze(&self) {
@@ -310,7 +251,7 @@ impl Contender {
     }
 
     fn heal(&mut self) {
-        *lock(&self.network.faults) = Faults::default();
+        *lock(&self.way.wire.faults) = Faults::default();
         self.thaw();
         self.pause(false);
     }
@@ -374,13 +315,13 @@ async fn simulate(seed: u64, ttl_factor: f64) -> Outcome {
     let mut contenders: Vec<Contender> = (0..count)
         .map(|who| {
             let network = Network {
-                consul: consul.clone(),
                 clock: clock.clone(),
                 random: Arc::clone(&random),
                 faults: Arc::default(),
                 ttl_factor,
             };
-            Contender::start(who, &network, wanted(who, &random), None, &world)
+            let way = Wired { consul: consul.clone(), wire: network };
+            Contender::start(who, &way, wanted(who, &random), None, &world)
         })
         .collect();
 
@@ -418,20 +359,20 @@ fn strike(
     match kind {
         0 | 1 => {
             let until = clock.now() + span(random, 500..40_000);
-            lock(&contender.network.faults).cut_until = Some(until);
+            lock(&contender.way.wire.faults).cut_until = Some(until);
         }
-        2 => lock(&contender.network.faults).loss = 0.3,
-        3 => lock(&contender.network.faults).delay_millis = 4_000,
+        2 => lock(&contender.way.wire.faults).loss = 0.3,
+        3 => lock(&contender.way.wire.faults).delay_millis = 4_000,
         4 => {
             let (loss, delay_millis) = (0.0, 0);
-            let mut faults = lock(&contender.network.faults);
+            let mut faults = lock(&contender.way.wire.faults);
             *faults = Faults { loss, delay_millis, ..*faults };
         }
         5 => {
             consul.elect();
             let until = clock.now() + span(random, 500..8_000);
             for contender in contenders {
-                lock(&contender.network.faults).election_until = Some(until);
+                lock(&contender.way.wire.faults).election_until = Some(until);
             }
         }
         6 => {

@@ -89,21 +89,19 @@ impl<C: Consul> Watches<C> {
     /// its last feed is dropped. Failures of the watch go to `answers`.
     pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key, answers: &Answers) -> Feed {
         let mut by_prefix = lock(&self.by_prefix);
-        let known = by_prefix.get(prefix).filter(|known| !lock(known).feeds.is_empty());
-        let state = match known {
-            Some(known) => Arc::clone(known),
-            None => {
-                let state = Arc::new(Mutex::new(Prefix::default()));
-                // Subscribed before the poll starts: it ends when it finds nobody listening.
-                let feed = lock(&state).subscribe(key, answers);
-                by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
-                let mut tasks = lock(&self.tasks);
-                while tasks.try_join_next().is_some() {}
-                tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
-                return feed;
-            }
-        };
-        lock(&state).subscribe(key, answers)
+        // Found and joined under one lock: its poll ends for good when it finds nobody listening.
+        let joined = by_prefix.get(prefix).and_then(|known| lock(known).join(key, answers));
+        if let Some(feed) = joined {
+            return feed;
+        }
+        let state = Arc::new(Mutex::new(Prefix::default()));
+        // Subscribed before the poll starts, for the same reason.
+        let feed = lock(&state).subscribe(key, answers);
+        by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
+        feed
     }
 }
 
@@ -134,6 +132,11 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
 }
 
 impl Prefix {
+    /// Subscribes, if anybody listens; else the poll may have ended.
+    fn join(&mut self, key: &Key, answers: &Answers) -> Option<Feed> {
+        (!self.feeds.is_empty()).then(|| self.subscribe(key, answers))
+    }
+
     fn subscribe(&mut self, key: &Key, answers: &Answers) -> Feed {
         if let Some(trouble) = &self.trouble {
             answers.failed(trouble.clone());

@@ -204,6 +204,7 @@ impl Lock {
                 S::Adopting(tenure),
                 E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Retry | E::Tick,
             ) => Ok((S::Adopting(tenure), None)),
+            (S::Adopting(_), E::Superseded) => Ok((S::Adopting(None), None)),
             // The read said the key is ours, and no token is known: it was given up and retaken.
             (S::Adopting(_), E::Locked(index)) => Ok(self.locked(index, now)),
             (S::Adopting(_), E::Released(_)) => Ok((self.contend_or_stand(now), None)),
@@ -511,6 +512,7 @@ pub fn ended(before: State, event: &Event, after: State) -> Option<(Tenure, EndR
         return None;
     };
     let reason = match (after, event) {
+        (State::Adopting(None), _) => EndReason::KeyTaken,
         (State::Held { .. } | State::Adopting(_), _) => return None,
         (State::Releasing(reason), _) => reason,
         (_, Event::SessionLost(_) | Event::Read { session_alive: false, .. }) => {

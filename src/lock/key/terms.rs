@@ -148,6 +148,8 @@ pub enum Event {
     },
     /// The acquisition may have happened.
     LockUnclear,
+    /// The key is held under the recorded session, but not in the recorded tenure.
+    Superseded,
     /// The consistent read found this; whether Consul still knows our session.
     Read {
         /// The key.

@@ -529,6 +529,17 @@ fn recorded_tenure_whose_key_is_not_ours_has_ended() {
 }
 
 #[test]
+fn later_tenure_than_the_recorded_one_is_begun_anew() {
+    let mut desk = adopting(Some(4));
+    desk.on(Event::SessionUp);
+    let before = desk.lock.state();
+    assert_eq!(desk.on(Event::Superseded), None);
+    let ended = ended(before, &Event::Superseded, desk.lock.state()).unwrap();
+    assert_eq!((ended.0.token.get(), ended.1), (4, EndReason::KeyTaken));
+    assert_eq!(desk.on(read(9, INTACT)), Some(Effect::BeginAnew));
+}
+
+#[test]
 fn settings_that_change_during_an_adoption_are_no_fault() {
     let mut desk = adopting(Some(4));
     assert_eq!(desk.on(Event::Retry), None);
@@ -583,6 +594,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::LockUnclear),
         (any_seen(), any::<bool>())
             .prop_map(|(seen, session_alive)| Event::Read { seen, session_alive }),
+        Just(Event::Superseded),
         (0u64..20).prop_map(Event::Rewritten),
         Just(Event::RewriteRefused),
         prop_oneof![Just(None), (0u64..20).prop_map(Some)].prop_map(Event::Released),

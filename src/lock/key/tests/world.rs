@@ -385,17 +385,19 @@ impl World {
     fn meddle(&mut self, turn: Turn) {
         match turn {
             Turn::DestroySession => self.end_session(self.session),
-            Turn::DeleteKey => drop(self.write(None)),
+            Turn::DeleteKey => {
+                self.write(None);
+            }
             Turn::PlainPut => {
                 let holder = self.holder();
-                drop(self.write(Some(Entry { holder, is_lock: false, value: 0 })));
+                self.write(Some(Entry { holder, is_lock: false, value: 0 }));
             }
             Turn::StrangerTakes if self.holder().is_none() && !self.delayed => {
                 let holder = Some(Holder::Stranger);
-                drop(self.write(Some(Entry { holder, is_lock: true, value: 0 })));
+                self.write(Some(Entry { holder, is_lock: true, value: 0 }));
             }
             Turn::StrangerReleases if self.holder() == Some(Holder::Stranger) => {
-                drop(self.write(Some(Entry { holder: None, is_lock: true, value: 0 })));
+                self.write(Some(Entry { holder: None, is_lock: true, value: 0 }));
             }
             Turn::LockDelay(delayed) => self.delayed = delayed,
             _ => {}

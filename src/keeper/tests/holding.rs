@@ -1,0 +1,298 @@
+//! Holding the key: what others do to it, what its owner changes, adoption, stopping.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn deleted_key_ends_the_tenure_and_begins_another() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let first = one.holds(&lab).await;
+    let session = one.session();
+    lab.consul.delete(&key()).await.unwrap();
+    lab.until(MOMENT, "a new tenure", || one.token().is_some_and(|token| token > first)).await;
+    assert_eq!(one.last_end(), Some((first, EndReason::KeyDeleted)));
+    assert_eq!(one.session(), session, "the session is as good as before");
+    assert_eq!(one.token().unwrap().get(), lab.pair().modify_index);
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_that_was_deleted_and_taken_is_lost() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let first = one.holds(&lab).await;
+    let stranger = lab.stranger(S).await;
+    lab.consul.delete(&key()).await.unwrap();
+    assert!(lab.acquire(&stranger).await);
+    lab.until(MOMENT, "the loss", || one.token().is_none()).await;
+    assert_eq!(one.last_end(), Some((first, EndReason::KeyTaken)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_taken_while_our_write_goes_unanswered_is_lost_all_the_same() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.holds(&lab).await;
+    lab.pass(S).await;
+    one.line.every(Operation::Transaction, Fate::Refuse(Class::Denied));
+    one.change(|wanted| wanted.payload.value = "new".to_owned());
+    lab.pass(S).await;
+    let stranger = lab.stranger(S).await;
+    lab.consul.delete(&key()).await.unwrap();
+    assert!(lab.acquire(&stranger).await);
+    lab.until(MOMENT, "the loss", || one.token().is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_put_is_no_loss_and_is_put_right() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    let before = lab.pair();
+    lab.pass(S).await;
+    lab.consul.put(&key(), b"scribble", None, PutMode::Plain).await.unwrap();
+    let restored = || (lab.pair().value, lab.pair().flags) == (before.value.clone(), LOCK_FLAGS);
+    lab.until(MOMENT, "flags and value as before", restored).await;
+    lab.pass(S).await;
+    assert_eq!(one.token(), Some(token));
+    assert_eq!(one.view().ended.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_value_is_written_and_costs_no_token() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    lab.pass(S).await;
+    one.change(|wanted| wanted.payload.value = "new".to_owned());
+    let written = || String::from_utf8(lab.pair().value).unwrap().contains(r#""value":"new""#);
+    lab.until(MOMENT, "the new value", written).await;
+    lab.pass(S).await;
+    assert_eq!(one.token(), Some(token));
+}
+
+#[tokio::test(start_paused = true)]
+async fn value_changed_while_the_lock_is_on_its_way_is_written() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.line.next(Operation::Transaction, Fate::Slow(S * 2));
+    one.set();
+    lab.pass(S).await;
+    assert!(lab.pair().session.is_some() && one.token().is_none(), "the answer lingers");
+    one.change(|wanted| wanted.payload.value = "new".to_owned());
+    let written = || String::from_utf8(lab.pair().value).unwrap().contains(r#""value":"new""#);
+    lab.until(S + MOMENT, "the new value", written).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_terms_of_the_session_take_effect_with_the_next() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    let session = one.session();
+    one.change(|wanted| wanted.session.ttl = S * 40);
+    lab.pass(S * 60).await;
+    assert_eq!((one.token(), one.session()), (Some(token), session.clone()));
+    lab.consul.delete(&key()).await.unwrap();
+    lab.until(S, "a new tenure", || one.token().is_some_and(|new| new > token)).await;
+    assert_ne!(one.session(), session);
+    assert_eq!(lab.sessions_named("one").len(), 1);
+    assert_eq!(lab.sessions_named("one")[0].ttl, Some(S * 40));
+    assert_eq!(one.view().session.ttl, S * 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_terms_replace_the_session_of_one_that_waits() {
+    let lab = Lab::new();
+    let stranger = lab.stranger(S).await;
+    assert!(lab.acquire(&stranger).await);
+    let mut one = lab.contender("one");
+    one.set();
+    lab.until(MOMENT, "a session", || one.view().session.valid_until.is_some()).await;
+    one.change(|wanted| wanted.session.lock_delay = S * 7);
+    let changed = || {
+        let mut sessions = lab.sessions_named("one").into_iter();
+        sessions.len() == 1 && sessions.all(|session| session.lock_delay == S * 7)
+    };
+    lab.until(MOMENT, "the new session", changed).await;
+    assert!(lab.release(&stranger).await);
+    one.gets_it(&lab, MOMENT).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_go_out_every_third_of_the_ttl() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    lab.pass(S * 120).await;
+    let sent = one.line.sent(Operation::RenewSession);
+    let gaps: Vec<_> = sent.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+    assert!(gaps.iter().all(|gap| *gap > TTL / 4 && *gap <= TTL / 3), "{gaps:?}");
+    assert!(sent.len() >= 20, "{}", sent.len());
+    assert_eq!(one.valid_until(), *sent.last().unwrap() + TTL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn longer_ttl_that_a_renewal_grants_counts() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    lock(&one.line.0.faults).granted_ttl = Some(S * 60);
+    lab.until(TTL, "the longer TTL", || one.view().session.ttl == S * 60).await;
+    let sent = *one.line.sent(Operation::RenewSession).last().unwrap();
+    assert_eq!(one.valid_until(), sent + S * 60);
+}
+
+// ---- adoption ----
+
+#[tokio::test(start_paused = true)]
+async fn adopted_tenure_keeps_its_token() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    lab.pass(S * 7).await;
+    let recorded = one.recorded();
+    drop(one);
+    let index = lab.pair().modify_index;
+    lab.pass(S * 3).await;
+    let new = lab.contender("one");
+    new.keepers.set(&new.id, new.wanted.clone(), Some(recorded.clone()));
+    assert_eq!(new.gets_it(&lab, MOMENT).await, token);
+    lab.pass(TTL * 3).await;
+    assert_eq!(new.token(), Some(token));
+    assert_eq!(new.recorded(), recorded);
+    assert_eq!(lab.pair().modify_index, index, "nothing had to be written");
+    assert_eq!(lab.sessions_named("one").len(), 1);
+    assert_eq!(new.line.sent(Operation::CreateSession), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_session_without_a_token_begins_a_tenure_with_a_higher_one() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    let session = one.session();
+    drop(one);
+    let new = lab.contender("one");
+    let recorded = Recorded { session: session.clone(), tenure: None };
+    new.keepers.set(&new.id, new.wanted.clone(), Some(recorded));
+    assert!(new.gets_it(&lab, MOMENT).await > token);
+    assert_eq!(new.session(), session);
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_nobody_recorded_is_found_by_its_name() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    let session = one.session();
+    lab.pass(S * 2).await;
+    drop(one);
+    let new = lab.contender("one");
+    assert!(new.holds(&lab).await > token);
+    assert_eq!(new.session(), session);
+    assert_eq!(lab.sessions_named("one").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_session_that_is_gone_ends_the_tenure() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    let token = one.holds(&lab).await;
+    let recorded = one.recorded();
+    drop(one);
+    lab.pass(TTL * 3).await;
+    let new = lab.contender("one");
+    new.keepers.set(&new.id, new.wanted.clone(), Some(recorded));
+    let second = new.gets_it(&lab, MOMENT).await;
+    assert!(second > token);
+    assert_eq!(new.last_end(), Some((token, EndReason::SessionInvalidated)));
+    assert_eq!(lab.sessions_named("one").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenure_that_is_newer_than_the_recorded_one_is_not_adopted_under_the_old_token() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    let recorded = one.recorded();
+    lab.pass(S * 2).await;
+    let stranger = lab.stranger(S).await;
+    lab.consul.delete(&key()).await.unwrap();
+    assert!(lab.acquire(&stranger).await);
+    let strangers = lab.pair().modify_index;
+    lab.pass(S).await;
+    assert!(lab.release(&stranger).await);
+    lab.until(MOMENT, "the second tenure", || one.token().is_some()).await;
+    drop(one); // before its status was written
+    let new = lab.contender("one");
+    new.keepers.set(&new.id, new.wanted.clone(), Some(recorded));
+    let token = new.gets_it(&lab, MOMENT).await;
+    assert!(token.get() > strangers, "{token} is older than the stranger's {strangers}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn adoption_that_is_answered_too_late_does_not_stand_still() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    let recorded = one.recorded();
+    drop(one);
+    let new = lab.contender("one");
+    // Granted for no longer than the reply takes.
+    new.line.next(Operation::RenewSession, Fate::Slow(S * 2));
+    lock(&new.line.0.faults).granted_ttl = Some(S);
+    new.keepers.set(&new.id, new.wanted.clone(), Some(recorded));
+    lab.pass(S * 3).await;
+    lock(&new.line.0.faults).granted_ttl = None;
+    new.gets_it(&lab, S * 2).await;
+}
+
+// ---- stopping ----
+
+#[tokio::test(start_paused = true)]
+async fn stop_while_consul_is_away_is_given_up_when_the_session_has_expired() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    lab.pass(S * 20).await;
+    let renewed = *one.line.sent(Operation::RenewSession).last().unwrap();
+    one.line.cut(S * 600);
+    lab.pass(S).await;
+    one.keepers.stop(&one.id);
+    lab.until(TTL * 2, "the end", || one.stopped() == Some(StopState::Abandoned)).await;
+    assert!(lab.now() <= renewed + TTL * 2 + MS * 2, "{:?}", lab.now().since(renewed));
+    assert_eq!(one.token(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_releases_before_it_destroys() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.wanted.session.lock_delay = S * 60;
+    one.holds(&lab).await;
+    let session = one.session();
+    // The release takes its time; the session must live that long.
+    one.line.next(Operation::Transaction, Fate::LoseRequest);
+    one.keepers.stop(&one.id);
+    lab.pass(S).await;
+    assert_eq!(lab.pair().session, Some(session.clone()));
+    assert_eq!(lab.sessions_named("one").len(), 1, "destroyed before the release");
+    lab.until(S * 10, "a clean stop", || one.stopped() == Some(StopState::Clean)).await;
+    assert_eq!(lab.sessions_named("one"), []);
+    let stranger = lab.stranger(S).await;
+    assert!(lab.acquire(&stranger).await, "a lock-delay follows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_keepers_releases_nothing() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.holds(&lab).await;
+    let (before, line) = (lab.pair(), one.line.clone());
+    drop(one);
+    let begin = lab.now() + MS;
+    lab.pass(S * 10).await;
+    assert_eq!(lab.pair(), before);
+    assert_eq!(lab.sessions_named("one").len(), 1);
+    assert_eq!(line.sent_since(begin), []);
+}
