@@ -5,6 +5,11 @@
 //! Invariant: never do two contenders rely on the key at one instant, and tokens only rise.
 //! Afterwards, with the faults over, somebody holds it. A seed determines a run; a failing seed is
 //! printed, and becomes a named case.
+//!
+//! A second, smaller set of runs adds an operator who ends sessions, deletes and overwrites the key
+//! and removes the node. A lock that is advisory protects nobody from that, so only this is asked:
+//! that somebody holds the key afterwards, in Consul as in the view, and that no session is left
+//! over.
 
 use std::{
     cell::RefCell,
@@ -26,7 +31,9 @@ use super::{
     wire::{Wire, Wired},
     *,
 };
-use crate::consul::{Class, ConsulError, Operation, Renewal, SessionRequest, fake::FakeConsul};
+use crate::consul::{
+    Class, ConsulError, Operation, PutMode, Renewal, SessionRequest, fake::FakeConsul,
+};
 
 const KEY: &str = "sim/lock";
 /// How long faults go on, and how long everybody has afterwards.
@@ -260,7 +267,10 @@ impl Contender {
 /// What a run came to.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
+    /// More than one relied on the key, or tokens fell.
     broken: Option<String>,
+    /// Who holds the key, or how many sessions there are, is not what the views say.
+    disagrees: bool,
     held_in_the_end: bool,
     tenures: usize,
 }
@@ -292,18 +302,29 @@ fn wanted(who: usize, random: &Random) -> Wanted {
     }
 }
 
-/// One run. `ttl_factor` below 1 makes Consul end sessions earlier than it says, which is what
-/// switching *valid until* off amounts to.
-fn run(seed: u64, ttl_factor: f64) -> Outcome {
+/// What a run is to be like.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    /// Below 1 Consul ends sessions earlier than it says, which is what switching *valid until* off
+    /// amounts to.
+    ttl_factor: f64,
+    /// Whether there is an operator.
+    meddling: bool,
+}
+
+const FAULTS: Kind = Kind { ttl_factor: 1.0, meddling: false };
+
+/// One run.
+fn run(seed: u64, kind: Kind) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, simulate(seed, ttl_factor))
+    tokio::task::LocalSet::new().block_on(&runtime, simulate(seed, kind))
 }
 
-async fn simulate(seed: u64, ttl_factor: f64) -> Outcome {
+async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let clock = Clock::simulated();
     let random: Random = Arc::new(Mutex::new(SmallRng::seed_from_u64(seed)));
     let consul = FakeConsul::new(clock.clone());
@@ -318,7 +339,7 @@ async fn simulate(seed: u64, ttl_factor: f64) -> Outcome {
                 clock: clock.clone(),
                 random: Arc::clone(&random),
                 faults: Arc::default(),
-                ttl_factor,
+                ttl_factor: kind.ttl_factor,
             };
             let way = Wired { consul: consul.clone(), wire: network };
             Contender::start(who, &way, wanted(who, &random), None, &world)
@@ -330,19 +351,64 @@ async fn simulate(seed: u64, ttl_factor: f64) -> Outcome {
         clock.sleep_until(clock.now() + span(&random, 100..6_000)).await;
         let victim = lock(&random).random_range(0..count);
         strike(&mut contenders, victim, &consul, &clock, &random, &world);
+        if kind.meddling {
+            meddle(&consul, &random).await;
+        }
         lock(&world).check(clock.now());
     }
     contenders.iter_mut().for_each(Contender::heal);
     let end = clock.now() + QUIET;
     let mut held = false;
-    while !held && clock.now() < end {
+    let mut disagrees = kind.meddling;
+    while (!held || disagrees) && clock.now() < end {
         clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
-        let mut world = lock(&world);
-        world.check(clock.now());
+        lock(&world).check(clock.now());
         held = contenders.iter().any(|one| lock(&one.shown).view.token(clock.now()).is_some());
+        disagrees = kind.meddling && !agrees(&contenders, &consul, clock.now());
     }
     let world = lock(&world);
-    Outcome { broken: world.broken.clone(), held_in_the_end: held, tenures: world.tenures }
+    let (broken, tenures) = (world.broken.clone(), world.tenures);
+    Outcome { broken, disagrees, held_in_the_end: held, tenures }
+}
+
+/// Whether one holder is shown, who has the key in Consul, and there is one session for each.
+fn agrees(contenders: &[Contender], consul: &FakeConsul, now: Instant) -> bool {
+    let views: Vec<KeeperView> =
+        contenders.iter().map(|one| lock(&one.shown).view.clone()).collect();
+    let mut shown = views.iter().filter(|view| view.token(now).is_some());
+    let (holder, others) = (shown.next().and_then(|view| view.session.id.clone()), shown.count());
+    let key = consul.peek(&Key::new(KEY).unwrap());
+    let mut sessions: Vec<SessionId> = consul.sessions().into_iter().map(|one| one.id).collect();
+    let mut known: Vec<SessionId> = views.into_iter().filter_map(|view| view.session.id).collect();
+    sessions.sort();
+    known.sort();
+    others == 0
+        && holder.is_some()
+        && key.and_then(|key| key.session) == holder
+        && known == sessions
+}
+
+/// What an operator does, by mistake or not.
+async fn meddle(consul: &FakeConsul, random: &Random) {
+    let key = Key::new(KEY).unwrap();
+    let deed = lock(random).random_range(0..12);
+    match deed {
+        0 | 1 => {
+            let sessions = consul.sessions();
+            if !sessions.is_empty() {
+                let victim = lock(random).random_range(0..sessions.len());
+                consul.destroy_session(&sessions[victim].id).await.unwrap();
+            }
+        }
+        2 | 3 => consul.delete(&key).await.unwrap(),
+        4 => {
+            let flags = Some(crate::lock::LOCK_FLAGS);
+            consul.put(&key, b"scribble", flags, PutMode::Plain).await.unwrap();
+        }
+        5 => consul.deregister_node(&NodeName::new("sim")),
+        6 => consul.forget_lock_delays(),
+        _ => {}
+    }
 }
 
 /// One fault, or the end of one.
@@ -394,7 +460,7 @@ fn strike(
 /// Runs seeds on all cores; returns those that `bad` picks, with what they came to.
 fn search(
     seeds: std::ops::Range<u64>,
-    ttl_factor: f64,
+    kind: Kind,
     bad: fn(&Outcome) -> bool,
 ) -> Vec<(u64, Outcome)> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -403,7 +469,7 @@ fn search(
             .map(|worker| {
                 let mine = seeds.clone().skip(worker).step_by(cores);
                 scope.spawn(move || {
-                    mine.map(|seed| (seed, run(seed, ttl_factor)))
+                    mine.map(|seed| (seed, run(seed, kind)))
                         .filter(|(_, outcome)| bad(outcome))
                         .collect::<Vec<_>>()
                 })
@@ -416,18 +482,26 @@ fn search(
 #[test]
 fn never_do_two_contenders_rely_on_one_key_and_somebody_holds_it_in_the_end() {
     let bad =
-        search(0..10_000, 1.0, |outcome| outcome.broken.is_some() || !outcome.held_in_the_end);
+        search(0..10_000, FAULTS, |outcome| outcome.broken.is_some() || !outcome.held_in_the_end);
+    assert!(bad.is_empty(), "{} seeds fail; the first: {:#?}", bad.len(), &bad[..bad.len().min(3)]);
+}
+
+#[test]
+fn whatever_an_operator_does_the_key_is_held_in_the_end_and_no_session_is_left_over() {
+    let kind = Kind { meddling: true, ..FAULTS };
+    let bad = search(0..500, kind, |outcome| outcome.disagrees || !outcome.held_in_the_end);
     assert!(bad.is_empty(), "{} seeds fail; the first: {:#?}", bad.len(), &bad[..bad.len().min(3)]);
 }
 
 #[test]
 fn check_catches_a_valid_until_that_is_too_late() {
-    let caught = search(0..100, 0.1, |outcome| outcome.broken.is_some());
+    let caught =
+        search(0..100, Kind { ttl_factor: 0.1, ..FAULTS }, |outcome| outcome.broken.is_some());
     assert!(!caught.is_empty(), "the invariant holds without the safety it is meant to check");
 }
 
 #[test]
 fn a_seed_repeats_itself() {
-    assert_eq!(run(7, 1.0), run(7, 1.0));
-    assert!(run(7, 1.0).tenures > 1, "this seed is meant to see the key change hands");
+    assert_eq!(run(7, FAULTS), run(7, FAULTS));
+    assert!(run(7, FAULTS).tenures > 1, "this seed is meant to see the key change hands");
 }

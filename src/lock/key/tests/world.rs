@@ -417,9 +417,9 @@ impl World {
             self.turn(Turn::Answer);
             self.late.clear();
             let nothing_open = self.call.is_none() && self.unseen.is_empty();
-            let due = self.lock.due();
-            if nothing_open && matches!(self.lock.state(), State::Waiting(_)) && due.is_some() {
-                self.now = due.unwrap().max(self.now);
+            let waits = matches!(self.lock.state(), State::Waiting(_));
+            if let Some(due) = self.lock.due().filter(|_| nothing_open && waits) {
+                self.now = due.max(self.now);
                 self.turn(Turn::Pass(0));
             } else if nothing_open && self.lock == before && self.session == session {
                 return;
