@@ -114,14 +114,18 @@ async fn a_lock_on_a_virtual_node_outlives_servers_that_roll_and_leaders_that_di
 
     block_in_place(|| roll(&cluster, 0));
     assert_eq!(clients.read(&theirs).await.unwrap().session, None); // went with its server
-    for nth in [1, 2] {
+    for nth in [1, 2, 0, 1, 2] {
         block_in_place(|| roll(&cluster, nth));
     }
-    block_in_place(|| {
-        let leader = cluster.wait_for_leader_other_than(None).unwrap();
-        cluster.servers()[leader].server().kill().unwrap();
-        cluster.wait_for_leader_other_than(Some(leader)).unwrap();
-    });
+    for _ in 0..2 {
+        block_in_place(|| {
+            let leader = cluster.wait_for_leader_other_than(None).unwrap();
+            cluster.servers()[leader].server().kill().unwrap();
+            cluster.wait_for_leader_other_than(Some(leader)).unwrap();
+            cluster.servers()[leader].server().start_again().unwrap();
+            cluster.wait_for_voters(3).unwrap();
+        });
+    }
     let seen = clients.read(&ours).await.unwrap();
     assert_eq!((seen.session, seen.modify_index), (Some(session), held.modify_index));
     stop.store(true, Ordering::Relaxed);
