@@ -96,6 +96,12 @@ impl Wire for Network {
         answer
     }
 
+    fn is_calm(&self) -> bool {
+        let Faults { cut_until, loss, delay_millis, election_until: _ } = *lock(&self.faults);
+        let cut = cut_until.is_some_and(|end| self.clock.now() < end);
+        !cut && loss == 0.0 && delay_millis == 0
+    }
+
     fn underway(&self) -> &Underway {
         &self.underway
     }

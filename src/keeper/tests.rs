@@ -150,6 +150,10 @@ impl Wire for Line {
         }
     }
 
+    fn is_calm(&self) -> bool {
+        false
+    }
+
     fn underway(&self) -> &Underway {
         &self.0.underway
     }

@@ -25,6 +25,9 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
         work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> impl Future<Output = Result<T, ConsulError>> + Send;
 
+    /// Whether calls are carried at once, so that none is ever under way.
+    fn is_calm(&self) -> bool;
+
     /// Where writes are under way.
     fn underway(&self) -> &Underway;
 
@@ -34,13 +37,16 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
         operation: Operation,
         work: impl Future<Output = Result<T, ConsulError>> + Send + 'static,
     ) -> impl Future<Output = Result<T, ConsulError>> + Send {
-        let (wire, (reply, answer)) = (self.clone(), oneshot::channel());
-        {
-            let mut underway = lock(&self.underway().0);
-            while underway.try_join_next().is_some() {}
-            underway.spawn(async move { drop(reply.send(wire.call(operation, work).await)) });
-        }
         async move {
+            if self.is_calm() {
+                return self.call(operation, work).await;
+            }
+            let (wire, (reply, answer)) = (self.clone(), oneshot::channel());
+            {
+                let mut underway = lock(&self.underway().0);
+                while underway.try_join_next().is_some() {}
+                underway.spawn(async move { drop(reply.send(wire.call(operation, work).await)) });
+            }
             match answer.await {
                 Ok(answer) => answer,
                 Err(_) => pending().await,

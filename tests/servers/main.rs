@@ -10,5 +10,6 @@ mod consul_faults;
 mod consul_wire;
 mod corpus;
 mod fixtures;
+mod interop;
 mod replicas;
 mod scripted;
