@@ -30,8 +30,7 @@ struct Tenure {
     held: bool,
     token: Option<String>,
     session: Option<String>,
-    lock_index: u64,
-    modify_index: u64,
+    transitions: i64,
 }
 
 /// Returns the controller that runs then.
@@ -76,9 +75,9 @@ pub(crate) async fn measure(
     let row = Row::new(format!("{what}: claims whose resource version changed"));
     table.push(row.value(rewritten.to_string()));
     table.note(format!(
-        "A tenure counts as lost unless phase, fencing token and session in the status, and \
-         session, LockIndex and ModifyIndex of the key in Consul are what they were; looked at \
-         when all were adopted and again {} s after the kill.",
+        "A tenure counts as lost unless phase, fencing token, session and transitions in the \
+         status are what they were, and that session holds the key in Consul; looked at when \
+         all were adopted and again {} s after the kill.",
         BEYOND_EXPIRY.as_secs()
     ));
     Ok(heir)
@@ -124,8 +123,7 @@ async fn tenures(field: &Field) -> Outcome<BTreeMap<String, Tenure>> {
             held: status.phase == Some(Phase::Held) && session == in_consul,
             token: status.fencing_token,
             session,
-            lock_index: pair.map_or(0, |pair| pair.lock_index),
-            modify_index: pair.map_or(0, |pair| pair.modify_index),
+            transitions: status.transitions,
         };
         (name, tenure)
     };

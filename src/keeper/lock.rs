@@ -358,7 +358,12 @@ impl<C: Consul> LockKeeper<C> {
                 Some(index) => self.on(Event::Locked(index)),
                 None => self.on(Event::Released(None)),
             },
-            Answer::Released(txn) => self.on(Event::Released(written_index(&txn))),
+            Answer::Released(txn) => self.on(match &txn {
+                Txn::RolledBack(refusals) if refusals.iter().all(|refusal| refusal.op == 0) => {
+                    Event::ReleaseRefused
+                }
+                _ => Event::Released(written_index(&txn)),
+            }),
         }
         None
     }
@@ -510,7 +515,12 @@ impl<C: Consul> LockKeeper<C> {
 
     fn perform(&mut self, effect: Effect) {
         let Some(session) = self.session.clone() else { return };
-        if let Effect::LockKey(_) | Effect::BeginAnew = effect {
+        let begins = match effect {
+            Effect::LockKey(_) => true,
+            Effect::BeginAnew => !is_adopting(self.state()),
+            _ => false,
+        };
+        if begins {
             self.since = self.shared.clock.wall();
             self.value = self.render_value();
         }
@@ -546,7 +556,10 @@ impl<C: Consul> LockKeeper<C> {
             Effect::BeginAnew => {
                 transact(shared, answers, vec![unlock, lock], Answer::BegunAnew).boxed()
             }
-            Effect::ReleaseKey => transact(shared, answers, vec![unlock], Answer::Released).boxed(),
+            Effect::ReleaseKey { index } => {
+                let check = TxnOp::CheckIndex { key, index };
+                transact(shared, answers, vec![check, unlock], Answer::Released).boxed()
+            }
         });
     }
 }

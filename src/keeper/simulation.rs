@@ -1,6 +1,6 @@
 //! The first proof: real keepers of several contenders against the in-memory Consul, in paused
-//! time, under lost requests, lost replies, delays, session expiry at any legal moment, Consul
-//! elections, crashes and frozen contenders.
+//! time, under lost requests, lost replies, delays, requests that arrive after their sender has
+//! given up, session expiry at any legal moment, Consul elections, crashes and frozen contenders.
 //!
 //! Invariant: never do two contenders rely on the key at one instant, and tokens only rise.
 //! Afterwards, with the faults over, somebody holds it. A seed determines a run; a failing seed is
@@ -28,7 +28,7 @@ use super::{
     claim::{ClaimKeeper, Command, Shown},
     shared::Shared,
     watch::{Watches, lock},
-    wire::{Wire, Wired},
+    wire::{Underway, Wire, Wired},
     *,
 };
 use crate::consul::{
@@ -62,6 +62,7 @@ struct Network {
     clock: Clock,
     random: Random,
     faults: Arc<Mutex<Faults>>,
+    underway: Underway,
     /// What Consul makes of the TTL asked for: 1.0, but where *valid until* is to be wrong.
     ttl_factor: f64,
 }
@@ -93,6 +94,16 @@ impl Wire for Network {
         let answer = work.await;
         self.travel().await;
         answer
+    }
+
+    fn is_calm(&self) -> bool {
+        let Faults { cut_until, loss, delay_millis, election_until: _ } = *lock(&self.faults);
+        let cut = cut_until.is_some_and(|end| self.clock.now() < end);
+        !cut && loss == 0.0 && delay_millis == 0
+    }
+
+    fn underway(&self) -> &Underway {
+        &self.underway
     }
 
     fn request(&self, request: &SessionRequest) -> SessionRequest {
@@ -339,6 +350,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
                 clock: clock.clone(),
                 random: Arc::clone(&random),
                 faults: Arc::default(),
+                underway: Underway::default(),
                 ttl_factor: kind.ttl_factor,
             };
             let way = Wired { consul: consul.clone(), wire: network };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    wire::{Wire, Wired},
+    wire::{Underway, Wire, Wired},
     *,
 };
 use crate::{
@@ -41,7 +41,7 @@ enum Fate {
     LoseReply,
     /// Consul carries it out, and the answer takes this long.
     Slow(Duration),
-    /// It takes this long to reach Consul.
+    /// It takes this long to reach Consul, which a write does even if nobody waits any more.
     Late(Duration),
     /// Consul, or something before it, refuses.
     Refuse(Class),
@@ -55,6 +55,7 @@ struct LineState {
     clock: Clock,
     faults: Mutex<Faults>,
     sent: Mutex<Vec<(Instant, Operation)>>,
+    underway: Underway,
 }
 
 #[derive(Default)]
@@ -69,8 +70,8 @@ struct Faults {
 
 impl Line {
     fn new(clock: &Clock) -> Line {
-        let (faults, sent) = Default::default();
-        Line(Arc::new(LineState { clock: clock.clone(), faults, sent }))
+        let (faults, sent, underway) = Default::default();
+        Line(Arc::new(LineState { clock: clock.clone(), faults, sent, underway }))
     }
 
     /// No message passes for so long; those under way are lost.
@@ -147,6 +148,14 @@ impl Wire for Line {
                 answer
             }
         }
+    }
+
+    fn is_calm(&self) -> bool {
+        false
+    }
+
+    fn underway(&self) -> &Underway {
+        &self.0.underway
     }
 
     fn granted(&self, renewal: Renewal) -> Renewal {

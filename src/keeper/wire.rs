@@ -1,7 +1,13 @@
 //! Keepers' way to the in-memory Consul, for tests: what a [`Wire`] does to a call happens to it.
 
-use std::future::Future;
+use std::{
+    future::{Future, pending},
+    sync::{Arc, Mutex},
+};
 
+use tokio::{sync::oneshot, task::JoinSet};
+
+use super::watch::lock;
 use crate::{
     consul::{
         Blocking, Consistency, Consul, ConsulError, Listing, Operation, PutMode, Reading, Renewal,
@@ -19,6 +25,35 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
         work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> impl Future<Output = Result<T, ConsulError>> + Send;
 
+    /// Whether calls are carried at once, so that none is ever under way.
+    fn is_calm(&self) -> bool;
+
+    /// Where writes are under way.
+    fn underway(&self) -> &Underway;
+
+    /// Carries a write, which goes on when its sender has given up, as it does in life.
+    fn send<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        work: impl Future<Output = Result<T, ConsulError>> + Send + 'static,
+    ) -> impl Future<Output = Result<T, ConsulError>> + Send {
+        async move {
+            if self.is_calm() {
+                return self.call(operation, work).await;
+            }
+            let (wire, (reply, answer)) = (self.clone(), oneshot::channel());
+            {
+                let mut underway = lock(&self.underway().0);
+                while underway.try_join_next().is_some() {}
+                underway.spawn(async move { drop(reply.send(wire.call(operation, work).await)) });
+            }
+            match answer.await {
+                Ok(answer) => answer,
+                Err(_) => pending().await,
+            }
+        }
+    }
+
     /// What becomes of a creation on its way.
     fn request(&self, request: &SessionRequest) -> SessionRequest {
         request.clone()
@@ -30,6 +65,10 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
     }
 }
 
+/// Writes that are under way.
+#[derive(Clone, Default)]
+pub(super) struct Underway(Arc<Mutex<JoinSet<()>>>);
+
 /// A Consul at the end of a wire.
 #[derive(Clone)]
 pub(super) struct Wired<W> {
@@ -39,18 +78,25 @@ pub(super) struct Wired<W> {
 
 impl<W: Wire> Consul for Wired<W> {
     async fn register_node(&self, node: &NodeName) -> Result<(), ConsulError> {
-        self.wire.call(Operation::RegisterNode, self.consul.register_node(node)).await
+        let (consul, node) = (self.consul.clone(), node.clone());
+        let work = async move { consul.register_node(&node).await };
+        self.wire.send(Operation::RegisterNode, work).await
     }
     async fn create_session(&self, request: &SessionRequest) -> Result<SessionId, ConsulError> {
-        let request = self.wire.request(request);
-        self.wire.call(Operation::CreateSession, self.consul.create_session(&request)).await
+        let (consul, request) = (self.consul.clone(), self.wire.request(request));
+        let work = async move { consul.create_session(&request).await };
+        self.wire.send(Operation::CreateSession, work).await
     }
     async fn renew_session(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
-        let renewal = self.wire.call(Operation::RenewSession, self.consul.renew_session(id)).await;
+        let (consul, id) = (self.consul.clone(), id.clone());
+        let work = async move { consul.renew_session(&id).await };
+        let renewal = self.wire.send(Operation::RenewSession, work).await;
         renewal.map(|renewal| self.wire.granted(renewal))
     }
     async fn destroy_session(&self, id: &SessionId) -> Result<(), ConsulError> {
-        self.wire.call(Operation::DestroySession, self.consul.destroy_session(id)).await
+        let (consul, id) = (self.consul.clone(), id.clone());
+        let work = async move { consul.destroy_session(&id).await };
+        self.wire.send(Operation::DestroySession, work).await
     }
     async fn session(
         &self,
@@ -95,7 +141,9 @@ impl<W: Wire> Consul for Wired<W> {
         self.wire.call(Operation::DeleteKey, self.consul.delete(key)).await
     }
     async fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
-        self.wire.call(Operation::Transaction, self.consul.transaction(steps)).await
+        let (consul, steps) = (self.consul.clone(), steps.to_vec());
+        let work = async move { consul.transaction(&steps).await };
+        self.wire.send(Operation::Transaction, work).await
     }
     async fn leader(&self) -> Result<Option<String>, ConsulError> {
         self.wire.call(Operation::ReadLeader, self.consul.leader()).await

@@ -196,7 +196,7 @@ impl Lock {
             (S::Adopting(tenure), E::Read { seen, session_alive }) => {
                 Ok(self.adopt(tenure, &seen.key, session_alive, now))
             }
-            (S::Adopting(_), E::SessionLost(Loss::Expired)) => Ok(release(EndReason::Expired)),
+            (S::Adopting(_), E::SessionLost(Loss::Expired)) => Ok(self.release(EndReason::Expired)),
             (S::Adopting(_), E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.contend_or_stand(now), None))
             }
@@ -205,8 +205,10 @@ impl Lock {
                 E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Retry | E::Tick,
             ) => Ok((S::Adopting(tenure), None)),
             (S::Adopting(_), E::Superseded) => Ok((S::Adopting(None), None)),
-            // The read said the key is ours, and no token is known: it was given up and retaken.
-            (S::Adopting(_), E::Locked(index)) => Ok(self.locked(index, now)),
+            // The read said the key is ours. It was given up and retaken in one commit: a holding
+            // without a break, so a recorded token stays.
+            (S::Adopting(None), E::Locked(index)) => Ok(self.locked(index, now)),
+            (S::Adopting(Some(tenure)), E::Locked(_)) => Ok(self.hold(tenure)),
             (S::Adopting(_), E::Released(_)) => Ok((self.contend_or_stand(now), None)),
 
             (S::Standby, E::Wanted(Want::Contend)) => {
@@ -248,7 +250,7 @@ impl Lock {
             }
             // Still in flight, and perhaps carried out: give up whatever it took.
             (S::Acquiring(_) | S::Unclear(_), E::SessionLost(Loss::Expired)) => {
-                Ok((S::Releasing(EndReason::Expired), Some(Effect::ReleaseKey)))
+                Ok(self.release(EndReason::Expired))
             }
             (S::Acquiring(waiting) | S::Unclear(waiting), E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.back_to(waiting), None))
@@ -265,19 +267,19 @@ impl Lock {
                 E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::SessionUp | E::Retry | E::Tick,
             ) => Ok((state, None)),
 
-            (S::Held { .. }, E::Wanted(Want::Stand(reason))) => Ok(release(reason)),
-            (S::Held { .. }, E::SessionLost(Loss::Expired)) => Ok(release(EndReason::Expired)),
+            (S::Held { .. }, E::Wanted(Want::Stand(reason))) => Ok(self.release(reason)),
+            (S::Held { .. }, E::SessionLost(Loss::Expired)) => Ok(self.release(EndReason::Expired)),
             (S::Held { .. }, E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.contend_or_stand(now), None))
             }
             (S::Held { tenure, .. }, E::Tick)
                 if self.settings.max_hold.is_some_and(|span| now >= tenure.since + span) =>
             {
-                Ok(release(EndReason::MaxHold))
+                Ok(self.release(EndReason::MaxHold))
             }
             // Renewals may go on for ever while the key cannot be read.
             (S::Held { errand: Some(Errand::Doubt { until }), .. }, E::Tick) if now >= until => {
-                Ok(release(EndReason::KeyTaken))
+                Ok(self.release(EndReason::KeyTaken))
             }
             // The read under way decides; if it is too old to, it is repeated.
             (held @ S::Held { errand: Some(Errand::Doubt { .. }), .. }, E::Seen(_)) => {
@@ -309,6 +311,15 @@ impl Lock {
             ) => Ok((held, None)),
 
             (S::Releasing(reason), E::Released(_)) => Ok((self.released(reason, now), None)),
+            (S::Releasing(reason), E::ReleaseRefused) => {
+                Ok((S::Releasing(reason), Some(Effect::ReadKey)))
+            }
+            (S::Releasing(reason), E::Read { seen, .. }) => Ok(match seen.key {
+                KeyState::Ours { .. } => {
+                    (S::Releasing(reason), Some(Effect::ReleaseKey { index: seen.index }))
+                }
+                _ => (self.released(reason, now), None),
+            }),
             (S::Releasing(_), E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.contend_or_stand(now), None))
             }
@@ -346,25 +357,36 @@ impl Lock {
         session_alive: bool,
         now: Instant,
     ) -> (State, Option<Effect>) {
-        let &KeyState::Ours { intact } = key else { return (self.contend_or_stand(now), None) };
-        match (self.want, tenure) {
-            _ if !session_alive => (self.contend_or_stand(now), None),
-            (Want::Stand(reason), _) => release(reason),
-            (Want::Contend, None) => (State::Adopting(None), Some(Effect::BeginAnew)),
-            (Want::Contend, Some(tenure)) if intact => (State::Held { tenure, errand: None }, None),
-            (Want::Contend, Some(tenure)) => rewrite(tenure),
+        match (key, self.want) {
+            (KeyState::Ours { .. }, Want::Stand(reason)) if session_alive => self.release(reason),
+            (KeyState::Ours { .. }, Want::Contend) if session_alive => {
+                (State::Adopting(tenure), Some(Effect::BeginAnew))
+            }
+            _ => (self.contend_or_stand(now), None),
         }
     }
 
     fn locked(&self, index: u64, now: Instant) -> (State, Option<Effect>) {
+        self.hold(Tenure { token: FencingToken::new(index), since: now })
+    }
+
+    fn hold(&self, tenure: Tenure) -> (State, Option<Effect>) {
         match self.want {
-            Want::Contend => {
-                let tenure = Tenure { token: FencingToken::new(index), since: now };
-                (State::Held { tenure, errand: None }, None)
-            }
+            Want::Contend => (State::Held { tenure, errand: None }, None),
             // Not wanted any more by the time it came.
-            Want::Stand(reason) => release(reason),
+            Want::Stand(reason) => self.release(reason),
         }
+    }
+
+    /// Gives up whatever we may hold.
+    fn release(&self, reason: EndReason) -> (State, Option<Effect>) {
+        let effect = match &self.seen {
+            Some(Seen { index, key: KeyState::Ours { .. }, .. }) => {
+                Effect::ReleaseKey { index: *index }
+            }
+            _ => Effect::ReadKey,
+        };
+        (State::Releasing(reason), Some(effect))
     }
 
     /// An attempt, if one is possible and due; else whatever time has brought.
@@ -528,10 +550,6 @@ pub fn ended(before: State, event: &Event, after: State) -> Option<(Tenure, EndR
 fn look(waiting: Waiting) -> (State, Option<Effect>) {
     let races_lost = waiting.races_lost.saturating_add(1);
     (State::Unclear(Waiting { races_lost, ..waiting }), Some(Effect::ReadKey))
-}
-
-fn release(reason: EndReason) -> (State, Option<Effect>) {
-    (State::Releasing(reason), Some(Effect::ReleaseKey))
 }
 
 fn rewrite(tenure: Tenure) -> (State, Option<Effect>) {

@@ -18,6 +18,7 @@ mod faults_consul_keys;
 mod faults_controller;
 mod faults_kubernetes;
 mod fixtures;
+mod interop;
 mod process;
 mod replicas;
 mod scripted;

@@ -45,14 +45,15 @@ pub(crate) struct Site {
     clock: Clock,
 }
 
-/// A tenure with everything that a renewal leaves as it is, and nothing else does.
+/// A tenure with everything that renewals and adoption leave as it is, and nothing else does.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Tenure {
     claim: String,
     pub(crate) token: u64,
     session: Option<String>,
     transitions: i64,
-    pair: Option<KvPair>,
+    /// The session that holds the key, as Consul has it.
+    held_by: Option<SessionId>,
 }
 
 /// Somebody of whom the controllers know nothing, and who holds a key.
@@ -248,7 +249,7 @@ impl Site {
                 token,
                 session: status.session.and_then(|session| session.id),
                 transitions: status.transitions,
-                pair: self.pair(&self.key(claim)).await,
+                held_by: self.pair(&self.key(claim)).await.and_then(|pair| pair.session),
             });
         }
         tenures

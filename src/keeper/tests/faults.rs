@@ -43,14 +43,16 @@ async fn trouble_of_a_creation_is_over_when_its_session_is_found() {
 async fn session_created_late_is_not_left_over() {
     let lab = Lab::new();
     let one = lab.contender("one");
-    one.line.next(Operation::CreateSession, Fate::LoseRequest);
+    // It is given up after five seconds and looked up, and then it arrives.
+    one.line.next(Operation::CreateSession, Fate::Late(S * 6));
     one.set();
     one.gets_it(&lab, S * 6).await;
-    // After the look-up, the creation that was given up arrives.
-    let late = lab.consul.create_session(&requested("one")).await.unwrap();
+    assert_eq!(lab.sessions_named("one").len(), 1);
+    let session = one.session();
+    lab.until(S * 2, "the late creation", || lab.sessions_named("one").len() == 2).await;
     let alone = || lab.sessions_named("one").len() == 1;
     lab.until(TTL, "the end of the double", alone).await;
-    assert_ne!(one.session(), late);
+    assert_eq!(lab.sessions_named("one")[0].id, session);
     assert!(one.token().is_some());
 }
 
@@ -204,4 +206,20 @@ async fn node_that_somebody_removed_is_registered_again() {
     lab.consul.deregister_node(&NodeName::new("virtual"));
     lab.until(TTL, "a new tenure", || one.token().is_some_and(|new| new > token)).await;
     assert_eq!(lab.sessions_named("one").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_that_arrives_late_does_not_end_the_next_tenure() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.wanted.acquire.max_hold = Some(S * 10);
+    let first = one.holds(&lab).await;
+    lab.pass(S * 9).await;
+    // Repeated after three seconds, and answered; the next tenure begins a second later.
+    one.line.next(Operation::Transaction, Fate::Late(S * 6));
+    let next = || one.token().is_some_and(|token| token > first);
+    lab.until(S * 8, "the next tenure", next).await;
+    let second = one.token();
+    lab.pass(S * 8).await;
+    assert_eq!(one.token(), second, "{:#?}", one.view().ended);
 }

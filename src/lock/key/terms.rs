@@ -163,6 +163,8 @@ pub enum Event {
     RewriteRefused,
     /// The key is not ours any more; the index of the commit that freed it, if it was ours.
     Released(Option<u64>),
+    /// The key was not given up: it is not what it was when last seen.
+    ReleaseRefused,
     /// Time passed.
     Tick,
 }
@@ -174,12 +176,18 @@ pub enum Effect {
     LockKey(Expect),
     /// Read key and session consistently, until answered.
     ReadKey,
-    /// Give the key up and take it again in one commit, for a token that is known; until answered.
+    /// Give the key up and take it again in one commit, until answered: for an index that is known,
+    /// and that no call of an earlier process expects.
     BeginAnew,
     /// Write our flags and value to the key that we hold, until answered.
     RewriteKey,
-    /// Give the key up, until answered.
-    ReleaseKey,
+    /// Give the key up, provided that its `ModifyIndex` still is this; until answered. A release
+    /// that is repeated, and arrives once more after the key was taken again under the same
+    /// session, must not end that tenure.
+    ReleaseKey {
+        /// The index.
+        index: u64,
+    },
 }
 
 /// What the key has to be for an acquisition to happen: nobody else's data is ever overwritten.

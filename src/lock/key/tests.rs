@@ -16,6 +16,10 @@ fn at(seconds: u64) -> Instant {
     Instant::from_boot(S * 1_000) + S * u32::try_from(seconds).unwrap()
 }
 
+fn release(index: u64) -> Effect {
+    Effect::ReleaseKey { index }
+}
+
 fn other() -> KeyState {
     KeyState::Other(SessionId::new("a stranger's"))
 }
@@ -281,7 +285,7 @@ fn lock_delay_that_another_has_sat_out_keeps_nobody_waiting() {
 fn tenure_is_released_after_max_hold_and_leaves_room_for_others() {
     let mut desk = Desk::holding(max_hold(60));
     assert_eq!(desk.lock.due(), Some(at(60)));
-    assert_eq!(desk.later(at(60)), Some(Effect::ReleaseKey));
+    assert_eq!(desk.later(at(60)), Some(release(6)));
     assert_eq!(desk.token(), None);
     assert_eq!(desk.lock.state(), State::Releasing(EndReason::MaxHold));
     assert_eq!(desk.on(Event::Released(Some(9))), None);
@@ -390,8 +394,9 @@ fn doubt_that_nobody_settles_ends_the_tenure() {
     let due = desk.lock.due().unwrap();
     assert_eq!(due, at(10));
     assert_eq!(desk.later(at(9)), None);
-    assert_eq!(desk.later(due), Some(Effect::ReleaseKey));
+    assert_eq!(desk.later(due), Some(Effect::ReadKey));
     assert_eq!(desk.lock.state(), State::Releasing(EndReason::KeyTaken));
+    assert_eq!(desk.on(read(6, INTACT)), Some(release(6)));
 }
 
 #[test]
@@ -432,7 +437,7 @@ fn answer_from_before_a_fallen_index_does_not_hide_what_comes_after() {
 #[test]
 fn holder_that_appears_before_our_release_is_answered_stays_in_view() {
     let mut desk = Desk::holding(Settings::default());
-    assert_eq!(desk.on(stand()), Some(Effect::ReleaseKey));
+    assert_eq!(desk.on(stand()), Some(release(6)));
     desk.sees(9, other());
     desk.on(Event::Released(Some(8)));
     assert_eq!(desk.lock.state(), State::Standby);
@@ -440,10 +445,20 @@ fn holder_that_appears_before_our_release_is_answered_stays_in_view() {
 }
 
 #[test]
+fn release_of_a_key_that_was_overwritten_is_repeated_with_its_index() {
+    let mut desk = Desk::holding(Settings::default());
+    desk.on(stand());
+    assert_eq!(desk.on(Event::ReleaseRefused), Some(Effect::ReadKey));
+    assert_eq!(desk.on(read(9, SPOILT)), Some(release(9)));
+    desk.on(Event::Released(Some(10)));
+    assert_eq!(desk.lock.state(), State::Standby);
+}
+
+#[test]
 fn acquisition_that_is_answered_when_nobody_wants_it_any_more_is_given_back() {
     let mut desk = Desk::acquiring(Settings::default());
     assert_eq!(desk.on(stand()), None);
-    assert_eq!(desk.on(Event::Locked(6)), Some(Effect::ReleaseKey));
+    assert_eq!(desk.on(Event::Locked(6)), Some(release(6)));
     assert_eq!(desk.token(), None);
     desk.on(Event::Released(Some(7)));
     assert_eq!(desk.lock.state(), State::Standby);
@@ -461,7 +476,7 @@ fn want_that_changes_twice_while_the_lock_is_in_flight_ends_in_a_tenure() {
 #[test]
 fn lost_session_ends_the_tenure_and_releases_what_may_still_be_held() {
     let mut desk = Desk::holding(Settings::default());
-    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(Effect::ReleaseKey));
+    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(release(6)));
     assert_eq!(desk.token(), None);
     desk.on(Event::Released(None));
     assert_eq!(desk.on(Event::Tick), None, "no session is up");
@@ -474,7 +489,10 @@ fn lost_session_ends_the_tenure_and_releases_what_may_still_be_held() {
 #[test]
 fn session_that_expires_while_the_lock_is_in_flight_gives_up_whatever_it_took() {
     let mut desk = Desk::acquiring(Settings::default());
-    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(Effect::ReleaseKey));
+    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(Effect::ReadKey));
+    assert_eq!(desk.on(read(6, INTACT)), Some(release(6)));
+    desk.on(Event::Released(Some(7)));
+    desk.waiting();
 }
 
 // ---- adopting ----
@@ -486,19 +504,16 @@ fn adopting(token: Option<u64>) -> Desk {
 
 #[test]
 fn recorded_tenure_goes_on_once_a_read_finds_the_key_ours() {
-    let mut desk = adopting(Some(4));
-    assert_eq!(desk.sees(4, INTACT), None, "a stale read confirms nothing");
-    assert_eq!(desk.on(Event::SessionUp), Some(Effect::ReadKey));
-    assert_eq!(desk.on(read(4, INTACT)), None);
-    assert_eq!(desk.token(), Some(4));
-}
-
-#[test]
-fn recorded_tenure_whose_key_was_overwritten_goes_on_and_restores_it() {
-    let mut desk = adopting(Some(4));
-    desk.on(Event::SessionUp);
-    assert_eq!(desk.on(read(5, SPOILT)), Some(Effect::RewriteKey));
-    assert_eq!(desk.token(), Some(4));
+    for found in [INTACT, SPOILT] {
+        let mut desk = adopting(Some(4));
+        assert_eq!(desk.sees(4, INTACT), None, "a stale read confirms nothing");
+        assert_eq!(desk.on(Event::SessionUp), Some(Effect::ReadKey));
+        // A release that the earlier process sent may still arrive: it expects index 4.
+        assert_eq!(desk.on(read(4, found)), Some(Effect::BeginAnew));
+        assert_eq!(desk.token(), None);
+        assert_eq!(desk.on(Event::Locked(9)), None);
+        assert_eq!(desk.token(), Some(4), "a holding without a break");
+    }
 }
 
 #[test]
@@ -545,6 +560,8 @@ fn settings_that_change_during_an_adoption_are_no_fault() {
     assert_eq!(desk.on(Event::Retry), None);
     desk.on(Event::SessionUp);
     desk.on(read(4, INTACT));
+    assert_eq!(desk.on(Event::Retry), None);
+    desk.on(Event::Locked(9));
     assert_eq!(desk.token(), Some(4));
 }
 
@@ -553,7 +570,7 @@ fn adoption_for_a_paused_claim_releases() {
     let mut desk = adopting(Some(4));
     desk.on(stand());
     desk.on(Event::SessionUp);
-    assert_eq!(desk.on(read(4, INTACT)), Some(Effect::ReleaseKey));
+    assert_eq!(desk.on(read(4, INTACT)), Some(release(4)));
     assert_eq!(desk.lock.state(), State::Releasing(EndReason::Paused));
 }
 
@@ -598,6 +615,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0u64..20).prop_map(Event::Rewritten),
         Just(Event::RewriteRefused),
         prop_oneof![Just(None), (0u64..20).prop_map(Some)].prop_map(Event::Released),
+        Just(Event::ReleaseRefused),
         Just(Event::Tick),
     ]
 }
@@ -658,9 +676,7 @@ proptest! {
             };
             if let Some(new) = token(lock.state()) && token(before.state()) != Some(new) {
                 let confirmed = match (before.state(), &event) {
-                    (State::Adopting(Some(recorded)), Event::Read { seen, .. }) => {
-                        recorded.token == new && matches!(seen.key, KeyState::Ours { .. })
-                    }
+                    (State::Adopting(Some(recorded)), Event::Locked(_)) => recorded.token == new,
                     (_, Event::Locked(index) | Event::Rewritten(index)) => new.get() == *index,
                     _ => false,
                 };

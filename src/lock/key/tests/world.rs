@@ -172,11 +172,14 @@ impl World {
                 self.write(Some(Entry { holder: None, ..locked }));
                 Event::Locked(self.write(Some(locked)))
             }
-            Effect::ReleaseKey if self.holder() == ours => {
+            Effect::ReleaseKey { index } if self.holder() == ours && index != self.key_index => {
+                Event::ReleaseRefused
+            }
+            Effect::ReleaseKey { .. } if self.holder() == ours => {
                 let free = Entry { holder: None, is_lock: true, value: 0 };
                 Event::Released(Some(self.write(Some(free))))
             }
-            Effect::BeginAnew | Effect::ReleaseKey => Event::Released(None),
+            Effect::BeginAnew | Effect::ReleaseKey { .. } => Event::Released(None),
         })
     }
 
@@ -307,6 +310,12 @@ impl World {
         }
     }
 
+    /// Whether a tenure is relied on, with good reason.
+    fn is_held(&self) -> bool {
+        let ours = self.holder() == Some(Holder::Session(self.session));
+        ours && matches!(self.lock.state(), State::Held { .. })
+    }
+
     fn locking(&self) -> bool {
         self.call.as_ref().is_some_and(|call| matches!(call.effect, Effect::LockKey(_)))
     }
@@ -343,7 +352,9 @@ impl World {
                 if !self.late.is_empty() {
                     let call = self.late.remove(0);
                     if call.answer.is_none() {
+                        let relied_on = self.is_held();
                         drop(self.carry_out(&call));
+                        assert!(!relied_on || self.is_held(), "{call:?} ended a tenure: {self:#?}");
                     }
                 }
             }
