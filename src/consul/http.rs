@@ -8,9 +8,9 @@
 //! token is sent in a header only and appears in no error and no `Debug`.
 //! # Not guaranteed
 //! Certificates and keys are read once, at construction; the token's file is read again whenever
-//! it changes. Calls are capped, connections only by consequence: the pool opens one more than
-//! there are calls when a call begins before the last one's connection is back in it. Of idle
-//! ones it keeps half as many as calls are allowed.
+//! it changes. Calls are capped, connections only by consequence: the pool opens another
+//! whenever a call begins before the last one's connection is back in it, and keeps as many idle
+//! ones as calls are allowed. That is one too many as a rule, and can be several on a busy machine.
 //!
 //! The anonymous token is special: Consul does not tell it that ACLs hid something, so an empty
 //! answer to it may be a denial.

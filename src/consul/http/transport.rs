@@ -222,8 +222,9 @@ fn client(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigEr
         .referer(false)
         .connect_timeout(CONNECT_MAX.min(config.timeout))
         .pool_idle_timeout(IDLE_MAX)
-        // Those that were opened too many while others were on their way back shall not stay.
-        .pool_max_idle_per_host((config.max_in_flight / 2).max(1));
+        // Fewer would close and reopen connections under load, and Consul goes on counting one for
+        // a while that we have closed.
+        .pool_max_idle_per_host(config.max_in_flight.max(1));
     if let Some(socket) = &address.socket {
         builder = builder.unix_socket(socket.as_path());
     }
