@@ -41,6 +41,8 @@ enum Fate {
     LoseReply,
     /// Consul carries it out, and the answer takes this long.
     Slow(Duration),
+    /// Consul carries it out, and the answer arrives at this instant.
+    AnsweredAt(Instant),
     /// It takes this long to reach Consul, which a write does even if nobody waits any more.
     Late(Duration),
     /// Consul, or something before it, refuses.
@@ -136,6 +138,11 @@ impl Wire for Line {
             Some(Fate::Slow(span)) => {
                 let answer = work.await;
                 self.0.clock.sleep_until(self.0.clock.now() + span).await;
+                answer
+            }
+            Some(Fate::AnsweredAt(instant)) => {
+                let answer = work.await;
+                self.0.clock.sleep_until(instant).await;
                 answer
             }
             Some(Fate::Late(span)) => {

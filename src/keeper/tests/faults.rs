@@ -223,3 +223,22 @@ async fn release_that_arrives_late_does_not_end_the_next_tenure() {
     lab.pass(S * 8).await;
     assert_eq!(one.token(), second, "{:#?}", one.view().ended);
 }
+
+#[tokio::test(start_paused = true)]
+async fn acquisition_answered_as_the_session_expires_begins_no_tenure() {
+    let lab = Lab::new();
+    let stranger = lab.stranger(S).await;
+    assert!(lab.acquire(&stranger).await);
+    let one = lab.contender("one");
+    one.line.every(Operation::RenewSession, Fate::Refuse(Class::Transient));
+    one.set();
+    lab.until(MOMENT, "a session", || one.view().session.valid_until.is_some()).await;
+    let (valid_until, session) = (one.valid_until(), one.session());
+    lab.clock.sleep_until(valid_until - S * 2).await;
+    one.line.next(Operation::Transaction, Fate::AnsweredAt(valid_until));
+    assert!(lab.release(&stranger).await);
+    lab.until(MOMENT, "the acquisition", || lab.pair().session == Some(one.session())).await;
+    lab.clock.sleep_until(valid_until + MS).await;
+    assert_eq!(one.view().ended.len(), 0, "{:#?}", one.view());
+    assert_ne!(one.view().session.id, Some(session), "it may be held again, under another");
+}

@@ -142,6 +142,28 @@ async fn longer_ttl_that_a_renewal_grants_counts() {
     assert_eq!(one.valid_until(), sent + S * 60);
 }
 
+#[tokio::test(start_paused = true)]
+async fn key_that_changed_hands_unseen_is_not_rewritten_into_the_old_tenure() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.holds(&lab).await;
+    lab.pass(S).await;
+    // The poll that is parked answers once more; the next is slow.
+    one.line.every(Operation::WatchPrefix, Fate::Slow(S * 20));
+    let other = Key::new("lab/other").unwrap();
+    lab.consul.put(&other, b"", None, PutMode::Plain).await.unwrap();
+    lab.pass(S).await;
+    let stranger = lab.stranger(S).await;
+    lab.consul.delete(&key()).await.unwrap();
+    assert!(lab.acquire(&stranger).await);
+    let strangers = lab.pair().modify_index;
+    assert!(lab.release(&stranger).await);
+    one.change(|wanted| wanted.payload.value = "new".to_owned());
+    lab.pass(S).await;
+    let token = one.token().unwrap().get();
+    assert!(token > strangers, "{token} is older than the stranger's {strangers}");
+}
+
 // ---- adoption ----
 
 #[tokio::test(start_paused = true)]
