@@ -1,13 +1,13 @@
 //! The controller's own process between a real API server and a real Consul: what a user sees.
 
 use consul_lock::{
-    api::Phase,
+    api::{ConsulLockStatus, Phase},
     consul::{Consul, PutMode},
 };
 use serde_json::json;
 
 use crate::{
-    fixtures::LOCK_FLAGS,
+    fixtures::{LOCK_FLAGS, shared_consul},
     site::{Site, eventually},
 };
 
@@ -70,4 +70,41 @@ async fn nothing_is_written_while_nothing_changes() {
     })
     .await;
     assert_eq!(versions().await, before, "a claim was written without cause");
+}
+
+#[tokio::test]
+async fn session_bound_to_a_health_check_ends_with_the_check_and_comes_back_with_it() {
+    let site = Site::new("checks").await;
+    let _replica = site.start().await;
+    report_check(&site, "passing").await;
+    let bound = json!({ "session": { "lockDelay": "0s", "checks": { "node": ["alive"] } } });
+    site.create("bound", bound).await;
+    site.create("free", json!({})).await;
+    let (first, free) = (site.held("bound").await, site.held("free").await);
+
+    report_check(&site, "critical").await;
+    let lost = site.wait("bound", "the loss", |status| !status.history.is_empty()).await;
+    assert_eq!(lost.history[0].reason, "SessionInvalidated");
+    let refused = |status: &ConsulLockStatus| {
+        status.conditions.iter().any(|condition| condition.message.contains("critical state"))
+    };
+    site.wait("bound", "a condition that names the check's state", refused).await;
+
+    report_check(&site, "passing").await;
+    assert!(site.held("bound").await > first);
+    assert_eq!(site.held("free").await, free, "a session without checks goes on");
+}
+
+/// Registers a check of the node that this site's sessions sit on, with this status.
+async fn report_check(site: &Site, status: &str) {
+    let node = format!("consul-lock-{}-{}", site.cluster(), site.namespace);
+    let body = json!({
+        "Node": node,
+        "Address": "127.0.0.1",
+        "Check": { "Node": node, "CheckID": "alive", "Name": "alive", "Status": status },
+    });
+    let put = move || {
+        shared_consul().request("PUT", "/v1/catalog/register", body.to_string().as_bytes()).unwrap()
+    };
+    assert_eq!(tokio::task::spawn_blocking(put).await.unwrap().status, 200);
 }
