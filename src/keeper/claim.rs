@@ -12,8 +12,8 @@ use super::{
     KeeperView, Recorded, StopState, Wanted,
     lock::{LockKeeper, LockSettings},
     session::SessionKeeper,
-    shared::{Answers, Shared},
-    watch::{Watches, lock},
+    shared::{Answers, Shared, lock},
+    watch::Watches,
 };
 use crate::{
     clock::Instant,

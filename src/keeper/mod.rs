@@ -47,9 +47,9 @@ mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;
-use shared::Shared;
+use shared::{Shared, lock};
 pub use view::*;
-use watch::{Watches, lock};
+use watch::Watches;
 
 /// Whose keepers: the claim's UID, so that a claim recreated under its old name gets new ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,12 +3,12 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::Notify;
 
-use super::{Trouble, watch::lock};
+use super::Trouble;
 use crate::{
     clock::Clock,
     consul::{Consul, ConsulError, Operation},
@@ -167,4 +167,10 @@ impl Answers {
             self.0.changed.notify_one();
         }
     }
+}
+
+/// A poisoned lock means that a holder panicked; the panic itself ends the process, so the data
+/// may be read on.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,8 +26,8 @@ use tokio::{sync::watch as channel, task::AbortHandle};
 
 use super::{
     claim::{ClaimKeeper, Command, Shown},
-    shared::Shared,
-    watch::{Watches, lock},
+    shared::{Shared, lock},
+    watch::Watches,
     wire::{Underway, Wire, Wired},
     *,
 };

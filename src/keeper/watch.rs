@@ -13,7 +13,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     retry::Backoff,
-    shared::{Answers, Shared},
+    shared::{Answers, Shared, lock},
 };
 use crate::{
     clock::Instant,
@@ -236,12 +236,6 @@ impl Bucket {
         self.full_at = self.full_at.max(now) + REFILL;
         (self.full_at - REFILL * BURST).max(now)
     }
-}
-
-/// A poisoned lock means that a holder panicked; the panic itself ends the process, so the data
-/// may be read on.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

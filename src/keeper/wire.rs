@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinSet};
 
-use super::watch::lock;
+use super::shared::lock;
 use crate::{
     consul::{
         Blocking, Consistency, Consul, ConsulError, Listing, Operation, PutMode, Reading, Renewal,
