@@ -3,13 +3,16 @@
 //! A *session keeper* creates, renews and destroys one session; a *lock keeper* acquires, watches
 //! and releases one key under it; a *prefix watch* observes all keys under one prefix for every
 //! lock keeper at once. [`Keepers`] joins them, one pair per claim.
-
 //!
 //! # Guarantees
 //! [`KeeperView::token`] answers with a token only between Consul's confirmation and *valid until*.
+//! A key is written only as it was last seen: an acquisition, a rewrite or a release that arrives
+//! late finds another index or holder, and changes nothing.
 //! Dropping [`Keepers`] ends every task and releases nothing: whoever leads next adopts the
 //! sessions.
 //! # Not guaranteed
+//! A *destroy* that arrives late cannot be guarded so: should an earlier process have sent one for
+//! a session that this one has adopted, the lock-delay is the margin.
 //! That anybody is woken at *valid until* itself rather than a moment later: ask the view.
 
 use std::{
