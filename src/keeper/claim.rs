@@ -246,13 +246,11 @@ impl<C: Consul> ClaimKeeper<C> {
             ended: Arc::clone(self.lock.ended()),
         };
         let mut shown = lock(&self.shown);
-        let renewed =
-            shown.view.session.valid_until.is_some() && view.session.valid_until.is_some();
-        let mut last = shown.view.clone();
-        if renewed {
-            last.session.valid_until = view.session.valid_until;
+        // A plain renewal moves *valid until* and is no news.
+        if shown.view.session.valid_until.is_some() && view.session.valid_until.is_some() {
+            shown.view.session.valid_until = view.session.valid_until;
         }
-        let news = last != view || shown.stop != stop;
+        let news = shown.view != view || shown.stop != stop;
         shown.view = view;
         shown.stop = stop;
         drop(shown);
