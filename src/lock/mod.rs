@@ -29,6 +29,20 @@ pub enum EndReason {
     Stopped,
     /// `acquire.maxHold` passed.
     MaxHold,
+    /// No pod may be elected.
+    NoCandidate,
+    /// Another candidate ranks before the pod that the tenure was for (`candidates.preempt`).
+    Preempted,
+    /// There is proof of death of the pod that the tenure was for.
+    PodDied,
+    /// The pod was deleted, and has ended.
+    PodDeleted,
+    /// The pod was out of reach for `candidates.unreachableAfter`.
+    PodUnreachable,
+    /// The pod was not ready for `candidates.unreadyAfter`.
+    PodUnready,
+    /// The pod does not match `candidates.selector` any more.
+    PodUnmatched,
     /// *Valid until* passed without a renewal.
     Expired,
     /// Consul ended the session.
@@ -41,10 +55,17 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 7] = [
+    pub const ALL: [EndReason; 14] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
+        EndReason::NoCandidate,
+        EndReason::Preempted,
+        EndReason::PodDied,
+        EndReason::PodDeleted,
+        EndReason::PodUnreachable,
+        EndReason::PodUnready,
+        EndReason::PodUnmatched,
         EndReason::Expired,
         EndReason::SessionInvalidated,
         EndReason::KeyDeleted,
@@ -57,6 +78,13 @@ impl EndReason {
             EndReason::Paused => "Paused",
             EndReason::Stopped => "Stopped",
             EndReason::MaxHold => "MaxHold",
+            EndReason::NoCandidate => "NoCandidate",
+            EndReason::Preempted => "Preempted",
+            EndReason::PodDied => "PodDied",
+            EndReason::PodDeleted => "PodDeleted",
+            EndReason::PodUnreachable => "PodUnreachable",
+            EndReason::PodUnready => "PodUnready",
+            EndReason::PodUnmatched => "PodUnmatched",
             EndReason::Expired => "Expired",
             EndReason::SessionInvalidated => "SessionInvalidated",
             EndReason::KeyDeleted => "KeyDeleted",
@@ -64,9 +92,20 @@ impl EndReason {
         }
     }
 
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<EndReason> {
+        EndReason::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// Whether the tenure was given up by its own side, in order.
     pub const fn is_clean(self) -> bool {
-        matches!(self, EndReason::Paused | EndReason::Stopped | EndReason::MaxHold)
+        !matches!(
+            self,
+            EndReason::Expired
+                | EndReason::SessionInvalidated
+                | EndReason::KeyDeleted
+                | EndReason::KeyTaken
+        )
     }
 }
 

@@ -1,0 +1,151 @@
+//! A pod as an election sees it.
+
+use std::{fmt, sync::Arc};
+
+use jiff::Timestamp;
+
+/// A pod that a claim may elect, or has elected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// Whether it matches the claim's selector.
+    pub matches: bool,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Since when it is Ready, if it is.
+    pub ready_since: Option<Timestamp>,
+    /// The annotation `consullock.dev/priority`; 0 where it is missing or no number.
+    pub priority: i64,
+    /// What the kubelet reports of its containers; init containers, and with them native sidecars,
+    /// aside.
+    pub containers: Vec<Container>,
+    /// What is known of its node.
+    pub reach: Reach,
+}
+
+/// A container as the kubelet reported it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The runtime's ID of the run that is reported.
+    pub id: Option<Arc<str>>,
+    /// How often it was restarted.
+    pub restarts: i32,
+    /// It has ended, and was not started again.
+    pub terminated: bool,
+}
+
+/// Whether a node can tell of its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Its kubelet reports.
+    Reachable,
+    /// It is NotReady or gone.
+    Unreachable,
+    /// It carries the taint `node.kubernetes.io/out-of-service`: an operator warrants that nothing
+    /// runs there.
+    /// <https://kubernetes.io/docs/reference/labels-annotations-taints/#node-kubernetes-io-out-of-service>
+    OutOfService,
+}
+
+/// Why a pod may not be elected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ineligible {
+    /// It is being deleted.
+    Deleting,
+    /// Its node is NotReady, gone or out of service.
+    NodeAway,
+    /// It has no container of the name that `candidates.container` gives.
+    NoSuchContainer,
+    /// It is not Ready.
+    NotReady,
+}
+
+impl Candidate {
+    /// The containers whose end is the pod's.
+    pub fn counting(&self, container: Option<&str>) -> impl Iterator<Item = &Container> {
+        self.containers
+            .iter()
+            .filter(move |known| container.is_none_or(|name| *known.name == *name))
+    }
+
+    /// Whether it may be elected.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn eligibility(&self, container: Option<&str>) -> Result<(), Ineligible> {
+        if self.deleting {
+            Err(Ineligible::Deleting)
+        } else if self.reach != Reach::Reachable {
+            Err(Ineligible::NodeAway)
+        } else if self.ready_since.is_none() {
+            Err(Ineligible::NotReady)
+        } else if container.is_some() && self.counting(container).next().is_none() {
+            Err(Ineligible::NoSuchContainer)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl fmt::Display for Ineligible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ineligible::Deleting => "being deleted",
+            Ineligible::NodeAway => "on a node that is away",
+            Ineligible::NoSuchContainer => "without the container of candidates.container",
+            Ineligible::NotReady => "not ready",
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) fn ready(name: &str, second: i64) -> Candidate {
+    let since = Timestamp::from_second(1_000_000 + second).unwrap();
+    Candidate {
+        name: name.into(),
+        uid: format!("uid-{name}").into(),
+        node: Some("n-1".into()),
+        matches: true,
+        created: Timestamp::from_second(1_000_000).unwrap(),
+        deleting: false,
+        ready_since: Some(since),
+        priority: 0,
+        containers: vec![Container {
+            name: "app".into(),
+            id: Some(format!("{name}-1").into()),
+            restarts: 0,
+            terminated: false,
+        }],
+        reach: Reach::Reachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_ready_pod_that_stays_may_be_elected() {
+        let good = ready("a", 0);
+        assert_eq!(good.eligibility(None), Ok(()));
+        assert_eq!(good.eligibility(Some("app")), Ok(()));
+        assert_eq!(good.eligibility(Some("web")), Err(Ineligible::NoSuchContainer));
+        let deleting = Candidate { deleting: true, ..good.clone() };
+        assert_eq!(deleting.eligibility(None), Err(Ineligible::Deleting));
+        let unready = Candidate { ready_since: None, ..good.clone() };
+        assert_eq!(unready.eligibility(None), Err(Ineligible::NotReady));
+        for reach in [Reach::Unreachable, Reach::OutOfService] {
+            let away = Candidate { reach, ..good.clone() };
+            assert_eq!(away.eligibility(None), Err(Ineligible::NodeAway));
+        }
+    }
+}
