@@ -18,6 +18,7 @@ use super::{
 use crate::{
     clock::Instant,
     consul::{Class, Consul, KvPair, Operation, Refusal, SessionInfo, Txn, TxnOp},
+    election::Leader,
     lock::{
         EndReason, LOCK_FLAGS,
         key::{self, Effect, Event, Expect, KeyState, Lock, Seen, Settings, State, Tenure, Want},
@@ -38,6 +39,12 @@ pub(super) struct LockKeeper<C> {
     answers: Answers,
     key: Key,
     payload: Payload,
+    /// The pod that the next tenure is to be for.
+    leader: Option<Arc<Leader>>,
+    /// Why a tenure for another gives way.
+    instead: EndReason,
+    /// The pod that the present tenure, or the attempt at one, is for.
+    tenant: Option<Arc<Leader>>,
     machine: Lock,
     feed: Feed,
     session: Option<SessionId>,
@@ -63,6 +70,8 @@ pub(super) struct LockKeeper<C> {
 struct Value<'a> {
     holder: &'a str,
     cluster: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
     since: String,
     value: &'a str,
 }
@@ -71,6 +80,7 @@ struct Value<'a> {
 pub(super) struct LockSettings {
     pub(super) key: Key,
     pub(super) payload: Payload,
+    pub(super) leader: Option<Arc<Leader>>,
     pub(super) acquire: AcquireSettings,
 }
 
@@ -96,15 +106,17 @@ impl<C: Consul> LockKeeper<C> {
         let now = shared.clock.now();
         let acquire = Settings::from(&settings.acquire);
         let mut since = shared.clock.wall();
+        let mut tenant = settings.leader.clone();
         let machine = match recorded {
             None => Lock::contending(acquire, now),
             Some(recorded) => {
-                let tenure = recorded.tenure.map(|(token, began)| {
+                let tenure = recorded.tenure.as_ref().map(|recorded| {
                     // The wall clock is the only witness of how long the tenure has lasted; it
                     // counts towards `maxHold` alone, which is no matter of safety.
-                    let lasted = since.duration_since(began).unsigned_abs();
-                    since = began;
-                    Tenure { token, since: now - lasted }
+                    let lasted = since.duration_since(recorded.since).unsigned_abs();
+                    since = recorded.since;
+                    tenant.clone_from(&recorded.leader);
+                    Tenure { token: recorded.token, since: now - lasted }
                 });
                 Lock::adopting(acquire, tenure)
             }
@@ -114,6 +126,9 @@ impl<C: Consul> LockKeeper<C> {
             answers,
             key: settings.key,
             payload: settings.payload,
+            leader: settings.leader,
+            instead: EndReason::Preempted,
+            tenant,
             machine,
             feed,
             session: recorded.map(|recorded| recorded.session.clone()),
@@ -149,6 +164,7 @@ impl<C: Consul> LockKeeper<C> {
                 | State::Acquiring(_)
                 | State::Unclear(_)
                 | State::Held { .. }
+                | State::HandingOver { .. }
                 | State::Releasing(_)
         )
     }
@@ -172,6 +188,20 @@ impl<C: Consul> LockKeeper<C> {
             self.payload = payload;
             self.value = self.render_value();
             self.on(Event::ValueChanged);
+        }
+    }
+
+    /// The pod that a tenure is to be for, and why one for another gives way.
+    pub(super) fn set_leader(&mut self, leader: Option<Arc<Leader>>, instead: EndReason) {
+        self.leader = leader;
+        self.instead = instead;
+        self.hand_over_if_due();
+    }
+
+    /// A tenure for somebody else than the leader gives way.
+    fn hand_over_if_due(&mut self) {
+        if matches!(self.state(), State::Held { .. }) && self.tenant != self.leader {
+            self.on(Event::HandOver(self.instead));
         }
     }
 
@@ -242,7 +272,13 @@ impl<C: Consul> LockKeeper<C> {
                 None => LockView::Waiting,
             },
             State::Unclear(_) => LockView::Waiting,
-            State::Held { tenure, .. } => LockView::Held { token: tenure.token, since: self.since },
+            State::Held { tenure, .. } => LockView::Held {
+                token: tenure.token,
+                since: self.since,
+                began: tenure.since,
+                leader: self.tenant.clone(),
+            },
+            State::HandingOver { reason, since } => LockView::HandingOver { reason, since },
             State::Releasing(reason) => LockView::Releasing { reason },
             State::Standby => LockView::Standby,
             State::Failed(reason) => LockView::Failed { reason },
@@ -354,15 +390,13 @@ impl<C: Consul> LockKeeper<C> {
                 Some(index) => Event::Rewritten(index),
                 None => Event::RewriteRefused,
             }),
-            Answer::BegunAnew(txn) => match written_index(&txn) {
-                Some(index) => self.on(Event::Locked(index)),
-                None => self.on(Event::Released(None)),
-            },
-            Answer::Released(txn) => self.on(match &txn {
-                Txn::RolledBack(refusals) if refusals.iter().all(|refusal| refusal.op == 0) => {
-                    Event::ReleaseRefused
-                }
-                _ => Event::Released(written_index(&txn)),
+            Answer::BegunAnew(txn) => self.on(match written_index(&txn) {
+                Some(index) => Event::Locked(index),
+                None => refused(&txn),
+            }),
+            Answer::Released(txn) => self.on(match written_index(&txn) {
+                Some(index) => Event::Released(Some(index)),
+                None => refused(&txn),
             }),
         }
         None
@@ -418,6 +452,7 @@ impl<C: Consul> LockKeeper<C> {
         if let Some(effect) = effect {
             self.perform(effect);
         }
+        self.hand_over_if_due();
         let hopeless = matches!(
             self.machine.seen().map(|seen| &seen.key),
             Some(KeyState::Other(_) | KeyState::Conflict)
@@ -493,6 +528,7 @@ impl<C: Consul> LockKeeper<C> {
         }
         ended.push(EndedTenure {
             token: tenure.token,
+            pod: self.tenant.as_ref().map(|tenant| Arc::clone(&tenant.pod)),
             from: self.since,
             to: self.shared.clock.wall(),
             reason,
@@ -507,21 +543,23 @@ impl<C: Consul> LockKeeper<C> {
         let value = Value {
             holder: &self.payload.holder,
             cluster: &self.payload.cluster,
+            pod: self.tenant.as_ref().map(|tenant| &*tenant.pod),
             since: self.since_as_written(),
             value: &self.payload.value,
         };
-        serde_json::to_vec(&value).expect("four strings are JSON")
+        serde_json::to_vec(&value).expect("a few strings are JSON")
     }
 
     fn perform(&mut self, effect: Effect) {
         let Some(session) = self.session.clone() else { return };
         let begins = match effect {
             Effect::LockKey(_) => true,
-            Effect::BeginAnew => !is_adopting(self.state()),
+            Effect::BeginAnew { .. } => !is_adopting(self.state()),
             _ => false,
         };
         if begins {
             self.since = self.shared.clock.wall();
+            self.tenant = self.leader.clone();
             self.value = self.render_value();
         }
         let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
@@ -553,14 +591,25 @@ impl<C: Consul> LockKeeper<C> {
                 let check = TxnOp::CheckSession { key, session: session.clone() };
                 transact(shared, answers, vec![check, lock], Answer::Rewritten).boxed()
             }
-            Effect::BeginAnew => {
-                transact(shared, answers, vec![unlock, lock], Answer::BegunAnew).boxed()
+            Effect::BeginAnew { index } => {
+                let check = TxnOp::CheckIndex { key, index };
+                transact(shared, answers, vec![check, unlock, lock], Answer::BegunAnew).boxed()
             }
             Effect::ReleaseKey { index } => {
                 let check = TxnOp::CheckIndex { key, index };
                 transact(shared, answers, vec![check, unlock], Answer::Released).boxed()
             }
         });
+    }
+}
+
+/// What it means that a transaction whose first step checks the key's index came to nothing.
+fn refused(txn: &Txn) -> Event {
+    match txn {
+        Txn::RolledBack(refusals) if refusals.iter().all(|refusal| refusal.op == 0) => {
+            Event::ReleaseRefused
+        }
+        _ => Event::Released(None),
     }
 }
 

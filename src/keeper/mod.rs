@@ -30,6 +30,8 @@ use tokio::{
 use crate::{
     clock::{Clock, Instant},
     consul::{Behavior, Consul},
+    election::Leader,
+    lock::EndReason,
     names::{FencingToken, Key, NodeName, SessionId, SessionName},
     telemetry::Metrics,
 };
@@ -72,10 +74,31 @@ pub struct Wanted {
     /// Written into the key, for other readers. A change while a tenure lasts is written at once
     /// and does not change the token.
     pub payload: Payload,
-    /// `true`: give the key up cleanly, end the session, go on observing the key.
-    pub paused: bool,
+    /// Whether the key is wanted, and for whom.
+    pub stance: Stance,
     /// Another number makes a claim that failed contend again.
     pub attempt: i64,
+}
+
+/// Whether a claim wants its key, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// Hold it.
+    Contend {
+        /// The pod that the tenure is for; `None`: the claim itself. A tenure for another gives way
+        /// to one for this, in one commit with nobody between, and with a token of its own.
+        leader: Option<Arc<Leader>>,
+        /// Why a tenure for another gives way.
+        instead: EndReason,
+    },
+    /// For this reason: give it up cleanly, end the session, go on observing the key.
+    StandBy(EndReason),
+}
+
+impl Stance {
+    /// Holding the key for the claim itself.
+    pub const FOR_ITSELF: Stance =
+        Stance::Contend { leader: None, instead: EndReason::PodUnmatched };
 }
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
@@ -102,8 +125,8 @@ pub struct AcquireSettings {
     pub max_hold: Option<Duration>,
 }
 
-/// The JSON object in a held key: `{"holder", "cluster", "since", "value"}`. `since` is filled in
-/// by the keeper.
+/// The JSON object in a held key: `{"holder", "cluster", "pod", "since", "value"}`. `since`, and
+/// `pod` of a tenure for one, are filled in by the keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     /// `<namespace>/<name>` of the claim.
@@ -119,8 +142,19 @@ pub struct Payload {
 pub struct Recorded {
     /// The claim's session.
     pub session: SessionId,
-    /// The tenure under it, if one was recorded: its token and beginning.
-    pub tenure: Option<(FencingToken, Timestamp)>,
+    /// The tenure under it, if one was recorded.
+    pub tenure: Option<RecordedTenure>,
+}
+
+/// A tenure as an earlier controller recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedTenure {
+    /// Its token.
+    pub token: FencingToken,
+    /// When it began.
+    pub since: Timestamp,
+    /// The pod that it is for; `None`: the claim itself.
+    pub leader: Option<Arc<Leader>>,
 }
 
 /// How far the keepers of one claim have come with stopping.
