@@ -22,6 +22,7 @@ use super::writer::Writer;
 use crate::{
     api::{ConsulLock, ConsulLockStatus},
     keeper::KeeperView,
+    lock::EndReason,
     telemetry::logs,
 };
 
@@ -76,7 +77,15 @@ pub(super) fn news(previous: Option<&ConsulLockStatus>, next: &ConsulLockStatus)
     news.extend(acquired(previous, next));
     news.extend(standing(previous, next));
     news.extend(reachability(previous, next));
+    news.extend(routing(previous, next));
     news
+}
+
+fn routing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
+    let before = condition(previous, "RoutingSynced").map(|before| before.reason.as_str());
+    let now = condition(next, "RoutingSynced")?;
+    let is_new = before != Some(now.reason.as_str());
+    (is_new && now.status == "False").then(|| News::new(true, "RoutingFailed", &now.message))
 }
 
 fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
@@ -85,7 +94,14 @@ fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         return None;
     }
     let key = next.key.as_deref().unwrap_or_default();
-    let note = format!("holds {key} with fencing token {token}");
+    let holder = next.holder.as_ref().and_then(|holder| Some((holder.pod.as_ref()?, holder)));
+    let note = match holder {
+        Some((pod, holder)) => format!(
+            "pod {pod} holds {key} with fencing token {token}; it was elected as {}",
+            holder.why.as_deref().unwrap_or("the only one")
+        ),
+        None => format!("holds {key} with fencing token {token}"),
+    };
     Some(News::new(false, "Acquired", note))
 }
 
@@ -95,9 +111,10 @@ fn ended(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Vec<News> {
     let ended = next.history.iter().filter(|past| !known(&past.token)).rev();
     ended
         .map(|past| {
-            let by_wish = matches!(past.reason.as_str(), "Paused" | "Stopped" | "MaxHold");
+            let by_wish = EndReason::named(&past.reason).is_some_and(EndReason::is_clean);
             let verb = if by_wish { "Released" } else { "Lost" };
-            let note = format!("the tenure with token {} ended: {}", past.token, past.reason);
+            let (holder, token) = (&past.holder, &past.token);
+            let note = format!("the tenure of {holder} with token {token} ended: {}", past.reason);
             News::new(!by_wish, verb, note)
         })
         .collect()
@@ -115,6 +132,7 @@ fn standing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         "HeldElsewhere" => (false, "Waiting"),
         "LockDelay" => (false, "LockDelay"),
         "Paused" => (false, "Paused"),
+        "NoCandidate" => (true, "NoCandidate"),
         "KeyConflict" => (true, "KeyConflict"),
         "KeyNotAllowed" => (true, "KeyNotAllowed"),
         "InvalidSpec" => (true, "InvalidSpec"),

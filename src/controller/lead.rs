@@ -10,9 +10,9 @@ use tracing::Instrument;
 use super::{
     Error, Leader,
     apply::{Applied, apply},
-    cache::ObjectName,
+    cache::{Cached, ObjectName, Touched},
     events::news,
-    merge_patch,
+    kinds, merge_patch,
     observe::{Observed, Seen, observe},
     plan::{ClaimPlan, Plan, plan},
     queue::Queue,
@@ -32,8 +32,8 @@ use crate::{
 const WALKS: usize = 32;
 /// A claim whose keepers are stopping is looked at again after this long, woken or not.
 const STOPPING_AGAIN: Duration = Duration::from_secs(1);
-/// How long a new leader waits for the Namespaces, which only claims with unusual keys need.
-const NAMESPACES: Duration = Duration::from_secs(2);
+/// How long a new leader waits for the other watches, which not every claim needs.
+const OTHERS: Duration = Duration::from_secs(2);
 /// The first pause after a failed walk; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest.
@@ -70,12 +70,23 @@ impl<C: Consul> Leader<C> {
     ) -> LeadError {
         let _series = ClaimSeries(Arc::clone(&self.metrics));
         self.report_tightest();
-        let mut claims = self.caches.claims.subscribe();
-        let mut namespaces = self.caches.namespaces.subscribe();
-        self.caches.claims.wait_until_synced().await;
-        let namespaces_known = self.caches.namespaces.wait_until_synced();
-        if let Err(elapsed) = self.clock.timeout(NAMESPACES, namespaces_known).await {
-            tracing::warn!("starting without the Namespaces: {elapsed}");
+        let caches = Arc::clone(&self.caches);
+        let mut claims = caches.claims.subscribe();
+        let mut namespaces = caches.namespaces.subscribe();
+        let mut pods = caches.pods.subscribe();
+        let mut nodes = caches.nodes.subscribe();
+        let mut services = caches.services.subscribe();
+        let mut slices = caches.slices.subscribe();
+        caches.claims.wait_until_synced().await;
+        let others = async {
+            caches.namespaces.wait_until_synced().await;
+            caches.pods.wait_until_synced().await;
+            caches.nodes.wait_until_synced().await;
+            caches.services.wait_until_synced().await;
+            caches.slices.wait_until_synced().await;
+        };
+        if let Err(elapsed) = self.clock.timeout(OTHERS, others).await {
+            tracing::warn!("starting without all of the other watches: {elapsed}");
         }
         let mut desk = Desk::default();
         desk.add_all(self.caches.claims.names(None), self.clock.now());
@@ -97,23 +108,43 @@ impl<C: Consul> Leader<C> {
                     Some(id) => desk.add_all(self.ledger.name_of(&id), self.clock.now()),
                     None => return LeadError::KeepersGone,
                 },
-                touched = claims.recv() => match touched {
-                    Ok(name) => desk.add_all([name], self.clock.now()),
-                    Err(lagged) => match self.everything(&lagged) {
+                touched = claims.recv() => {
+                    match self.concerned(touched, |touched| self.bearers(touched)) {
                         Some(names) => desk.add_all(names, self.clock.now()),
                         None => return LeadError::CachesGone,
-                    },
-                },
-                touched = namespaces.recv() => match touched {
-                    Ok(namespace) => {
-                        let names = self.caches.claims.names(Some(&namespace.name));
-                        desk.add_all(names, self.clock.now());
                     }
-                    Err(lagged) => match self.everything(&lagged) {
+                }
+                touched = namespaces.recv() => {
+                    let within = |namespace: &Touched| caches.claims.names(Some(&namespace.name.name));
+                    match self.concerned(touched, within) {
                         Some(names) => desk.add_all(names, self.clock.now()),
                         None => return LeadError::CachesGone,
-                    },
-                },
+                    }
+                }
+                touched = pods.recv() => {
+                    match self.concerned(touched, |pod| self.askers(&pod.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = nodes.recv() => {
+                    match self.concerned(touched, |node| self.on_node(&node.name.name)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = services.recv() => {
+                    match self.concerned(touched, |service| self.askers(&service.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = slices.recv() => {
+                    match self.concerned(touched, |slice| self.askers(&slice.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
                 () = &mut telling => {}
                 () = &mut panicked => return LeadError::KeeperPanicked,
                 () = async {
@@ -126,12 +157,42 @@ impl<C: Consul> Leader<C> {
         }
     }
 
-    /// Every claim's name, after changes were missed.
-    fn everything(&self, error: &broadcast::error::RecvError) -> Option<Vec<ObjectName>> {
-        match error {
-            broadcast::error::RecvError::Lagged(_) => Some(self.caches.claims.names(None)),
-            broadcast::error::RecvError::Closed => None,
+    /// The claims that a change concerns; all of them, after changes were missed; `None`: there are
+    /// no more changes.
+    fn concerned(
+        &self,
+        touched: Result<Touched, broadcast::error::RecvError>,
+        by: impl FnOnce(&Touched) -> Vec<ObjectName>,
+    ) -> Option<Vec<ObjectName>> {
+        match touched {
+            Ok(touched) => Some(by(&touched)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(self.caches.claims.names(None)),
+            Err(broadcast::error::RecvError::Closed) => None,
         }
+    }
+
+    /// The claim itself.
+    fn bearers(&self, claim: &Touched) -> Vec<ObjectName> {
+        vec![claim.name.clone()]
+    }
+
+    /// The claims that have asked for one of these keys, and those whose badge is among them,
+    /// whether they exist or not.
+    fn askers(&self, keys: &[String]) -> Vec<ObjectName> {
+        let claims = &self.caches.claims;
+        let asking = keys.iter().flat_map(|key| claims.names_by(key));
+        let bearing = keys.iter().filter_map(|key| kinds::bearer(key));
+        asking.chain(bearing).collect()
+    }
+
+    /// The claims that have asked for a pod on this node.
+    fn on_node(&self, node: &str) -> Vec<ObjectName> {
+        let pods = self.caches.pods.by(&kinds::on_node(node));
+        let mut names: Vec<ObjectName> =
+            pods.iter().flat_map(|pod| self.askers(&pod.keys())).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     fn report_tightest(&self) {
@@ -170,10 +231,12 @@ impl<C: Consul> Leader<C> {
     async fn reconcile(&self, name: &ObjectName) -> Result<Next, Error> {
         let observed = observe(self, name); // memory
         let plan = plan(&observed, &self.config); // pure
-        let applied = apply(self, &observed, &plan).await?; // I/O
+        let applied = apply(self, name, &observed, &plan).await?; // I/O
         match (applied, &observed.claim, &plan.claim) {
-            (Some(applied), Some(seen), Some(planned)) => {
-                self.report(name, seen, planned, &applied).await
+            (Some(mut applied), Some(seen), Some(planned)) => {
+                let failed = applied.failed.take();
+                let next = self.report(name, seen, planned, &applied, failed.as_ref()).await?;
+                failed.map_or(Ok(next), Err)
             }
             _ => {
                 self.metrics.claim_gone(&name.namespace, &name.name);
@@ -189,6 +252,7 @@ impl<C: Consul> Leader<C> {
         seen: &Seen,
         planned: &ClaimPlan,
         applied: &Applied,
+        failed: Option<&Error>,
     ) -> Result<Next, Error> {
         let claim = &applied.claim;
         let now = self.clock.now();
@@ -202,11 +266,15 @@ impl<C: Consul> Leader<C> {
         let report = Report {
             claim,
             judged: &planned.judged,
+            told: &planned.course.told,
+            failed,
             earlier: seen.view.as_ref(),
             facts: Facts {
                 judgement: &planned.judged.judgement,
                 deleting,
                 view: applied.view.as_ref(),
+                nobody: planned.course.told.nobody(),
+                pods_unknown: planned.course.told.pods_unknown,
                 recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },
@@ -218,14 +286,15 @@ impl<C: Consul> Leader<C> {
         let hold = not_before(&report.facts, previous, seen.since, parting_since);
         let again = parting.then(|| now + STOPPING_AGAIN);
         if let Some(hold) = hold.filter(|hold| now < *hold) {
-            return Ok(Next { at: Some(hold) });
+            return Ok(Next { at: [Some(hold), planned.course.again].into_iter().flatten().min() });
         }
         let next = status(&report); // pure
         self.patch_if_changed(seen, applied, &next).await?; // I/O
         let token = report.facts.view.and_then(|view| view.token(now));
         let token = token.map(crate::names::FencingToken::get);
         self.metrics.claim_stands(&name.namespace, &name.name, token);
-        Ok(Next { at: valid_until(applied).into_iter().chain(again).min() })
+        let course = planned.course.again;
+        Ok(Next { at: [valid_until(applied), again, course].into_iter().flatten().min() })
     }
 
     async fn patch_if_changed(

@@ -1,7 +1,7 @@
 //! The controller: turns claims into keepers, and what keepers know into statuses.
 //!
-//! It has two layers. [`Controller::watch`] keeps the caches of ConsulLocks and Namespaces and runs
-//! on every replica, so that a standby knows everything when its turn comes.
+//! It has two layers. [`Controller::watch`] keeps the caches of ConsulLocks, Namespaces, pods, nodes,
+//! Services and EndpointSlices and runs on every replica, so that a standby knows everything when its turn comes.
 //! [`Controller::lead`] acts, and runs only while this replica leads: whoever calls it drops the
 //! future when leadership is lost, and with it every keeper; nothing is released then, for the next
 //! leader adopts what the statuses record.
@@ -12,30 +12,40 @@
 //! observe (memory) -> plan (pure) -> apply (I/O) -> status (pure) -> patch, if it differs (I/O)
 //! ```
 //!
-//! A walk is due when the claim changes, when its Namespace does, when its keepers wake it, and at
-//! *valid until*. Loss is acted on by the same walk, and no watch can delay it.
+//! A walk is due when the claim changes, when its Namespace, one of its pods or its Service does,
+//! when its keepers wake it, and at *valid until*. Loss is acted on by the same walk, and no watch can delay it.
 //!
 //! # Guarantees
 //! A claim is reported `Held` only while [`crate::keeper::KeeperView::token`] answers. The
 //! finalizer is on before anything is made in Consul, and comes off after a clean release, or once
 //! the session has expired by itself. Every write to Kubernetes asks first whether this replica
-//! leads, and carries the resource version that it is about. In a steady state nothing is written.
+//! leads. Writes to a claim and endpoints put into a slice carry the resource version that they are
+//! about, writes to a pod its UID. In a steady state nothing is written.
+//! The key does not move within the cluster before the endpoint and the label of its last leader
+//! are gone.
 //! # Not guaranteed
 //! A status lags behind by a walk and a write, and behind a dead leader by its Lease. A session
 //! that was created just before a crash, and whose claim was deleted before the next leader came,
 //! is left to its TTL.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        core::v1::{Namespace, Service},
+        discovery::v1::EndpointSlice,
+    },
+};
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
         watcher::{self, ExponentialBackoff, watcher},
     },
 };
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -48,14 +58,18 @@ use crate::{
 
 mod apply;
 mod cache;
+mod course;
+mod electorate;
 mod events;
 mod holder;
+mod kinds;
 mod lead;
 mod ledger;
 mod merge_patch;
 mod observe;
 mod plan;
 mod queue;
+mod recorded;
 #[cfg(test)]
 mod sample;
 mod status;
@@ -67,8 +81,9 @@ pub use lead::LeadError;
 pub use tenancy::KeyPrefix;
 pub use writer::{Class, MayAct, WriteError};
 
-use cache::Cache;
+use cache::{Cache, Cached};
 use events::Publisher;
+use kinds::{Node, Pod};
 use ledger::Ledger;
 use writer::Writer;
 
@@ -105,6 +120,11 @@ pub struct Controller<C> {
 #[error("a watch on the Kubernetes API ended by itself")]
 pub struct WatchEnded;
 
+/// What a watch can deliver.
+trait Watched: DeserializeOwned + fmt::Debug + Send + 'static {}
+
+impl<K: DeserializeOwned + fmt::Debug + Send + 'static> Watched for K {}
+
 /// A walk over a claim that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -114,6 +134,18 @@ pub enum Error {
     /// The key is released, but the object could not be let go.
     #[error("cannot take the finalizer off the claim")]
     RemoveFinalizer(#[source] WriteError),
+    /// A slice may still have an endpoint that it should not have; the key has not moved.
+    #[error("cannot take the endpoint out of an EndpointSlice")]
+    EmptySlice(#[source] WriteError),
+    /// A pod may still carry label and token that it should not carry; the key has not moved.
+    #[error("cannot take label and token off a pod")]
+    StripPod(#[source] WriteError),
+    /// The elected pod does not carry its label and token.
+    #[error("cannot give the elected pod its label and token")]
+    DressPod(#[source] WriteError),
+    /// Traffic does not go to the elected pod yet.
+    #[error("cannot put the elected pod into an EndpointSlice")]
+    FillSlice(#[source] WriteError),
     /// The status is out of date.
     #[error("cannot write the claim's status")]
     PatchStatus(#[source] WriteError),
@@ -125,6 +157,10 @@ impl Error {
         match self {
             Error::AddFinalizer(source)
             | Error::RemoveFinalizer(source)
+            | Error::EmptySlice(source)
+            | Error::StripPod(source)
+            | Error::DressPod(source)
+            | Error::FillSlice(source)
             | Error::PatchStatus(source) => source.class(),
         }
     }
@@ -133,6 +169,10 @@ impl Error {
 struct Caches {
     claims: Cache<ConsulLock>,
     namespaces: Cache<PartialObjectMeta<Namespace>>,
+    pods: Cache<Pod>,
+    nodes: Cache<Node>,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
 }
 
 /// Everything that belongs to one term of leadership.
@@ -165,6 +205,10 @@ impl<C: Consul> Controller<C> {
         let caches = Arc::new(Caches {
             claims: Cache::new("consullocks", watches),
             namespaces: Cache::new("namespaces", 1),
+            pods: Cache::new("pods", watches),
+            nodes: Cache::new("nodes", 1),
+            services: Cache::new("services", watches),
+            slices: Cache::new("endpointslices", watches),
         });
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
@@ -180,35 +224,61 @@ impl<C: Consul> Controller<C> {
 
     /// Keeps the caches, for as long as it is polled.
     pub async fn watch(&self) -> WatchEnded {
-        let namespaces = async {
-            let api = Api::<PartialObjectMeta<Namespace>>::all(self.client.clone());
-            let events = watcher(api, watch_config()).backoff(backoff());
-            let cache = &self.caches.namespaces;
-            cache.follow(None, events, &self.metrics).await;
+        let caches = &self.caches;
+        let whole = async {
+            tokio::join!(
+                self.follow(&caches.namespaces, None, Api::all, |_| {}),
+                self.follow(&caches.nodes, None, Api::all, Node::slim),
+            )
         };
-        let claims = match &self.config.namespaces {
-            None => futures::future::select_all(vec![Box::pin(self.watch_claims(None))]),
-            Some(names) => futures::future::select_all(
-                names.iter().map(|name| Box::pin(self.watch_claims(Some(name)))),
-            ),
+        let within = |namespace: Option<&'_ str>| {
+            let namespace = namespace.map(str::to_owned);
+            async move {
+                let namespace = namespace.as_deref();
+                tokio::join!(
+                    self.follow_in(&caches.claims, namespace, |claim| {
+                        claim.metadata.managed_fields = None;
+                    }),
+                    self.follow_in(&caches.pods, namespace, Pod::slim),
+                    self.follow_in(&caches.services, namespace, kinds::slim_service),
+                    self.follow_in(&caches.slices, namespace, kinds::slim_slice),
+                )
+            }
+        };
+        let everywhere = match &self.config.namespaces {
+            None => futures::future::select_all(vec![Box::pin(within(None))]),
+            Some(names) => {
+                futures::future::select_all(names.iter().map(|name| Box::pin(within(Some(name)))))
+            }
         };
         tokio::select! {
-            () = namespaces => {}
-            _ = claims => {}
+            _ = whole => {}
+            _ = everywhere => {}
         }
         WatchEnded
     }
 
-    async fn watch_claims(&self, namespace: Option<&str>) {
-        let client = self.client.clone();
-        let api: Api<ConsulLock> = match namespace {
+    /// Feeds a cache of namespaced objects from one watch.
+    async fn follow_in<K>(&self, cache: &Cache<K>, namespace: Option<&str>, slim: fn(&mut K))
+    where
+        K: Cached + Resource<DynamicType = (), Scope = NamespaceResourceScope> + Watched,
+    {
+        let api = |client| match namespace {
             None => Api::all(client),
             Some(namespace) => Api::namespaced(client, namespace),
         };
-        let events = watcher(api, watch_config()).backoff(backoff());
-        let slim = events.modify(|claim| claim.metadata.managed_fields = None);
-        let cache = &self.caches.claims;
-        cache.follow(namespace, slim, &self.metrics).await;
+        self.follow(cache, namespace, api, slim).await;
+    }
+
+    async fn follow<K: Cached + Watched>(
+        &self,
+        cache: &Cache<K>,
+        namespace: Option<&str>,
+        api: impl FnOnce(Client) -> Api<K>,
+        slim: fn(&mut K),
+    ) {
+        let events = watcher(api(self.client.clone()), watch_config()).backoff(backoff());
+        cache.follow(namespace, events.modify(slim), &self.metrics).await;
     }
 
     /// Looks after every claim, for as long as it is polled. Dropping it drops the keepers, which

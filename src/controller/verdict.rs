@@ -22,6 +22,10 @@ pub(super) struct Facts<'a> {
     pub(super) deleting: bool,
     /// What its keepers know, if it has any.
     pub(super) view: Option<&'a KeeperView>,
+    /// Why none of its pods may be elected, if that is so.
+    pub(super) nobody: Option<&'a str>,
+    /// It has candidates, and the pods have not been listed.
+    pub(super) pods_unknown: bool,
     /// The status speaks of a tenure of the claim's.
     pub(super) recorded: bool,
     pub(super) now: Instant,
@@ -72,6 +76,7 @@ pub(super) enum Reason {
     Contending,
     Deleting,
     Expired,
+    HandingOver,
     Held,
     HeldElsewhere,
     InvalidSpec,
@@ -79,7 +84,9 @@ pub(super) enum Reason {
     KeyNotAllowed,
     LockDelay,
     NamespaceUnknown,
+    NoCandidate,
     Paused,
+    PodsUnknown,
     Releasing,
     Starting,
 }
@@ -95,6 +102,7 @@ impl Reason {
             Reason::Contending => "Contending",
             Reason::Deleting => "Deleting",
             Reason::Expired => "Expired",
+            Reason::HandingOver => "HandingOver",
             Reason::Held => "Held",
             Reason::HeldElsewhere => "HeldElsewhere",
             Reason::InvalidSpec => "InvalidSpec",
@@ -102,7 +110,9 @@ impl Reason {
             Reason::KeyNotAllowed => "KeyNotAllowed",
             Reason::LockDelay => "LockDelay",
             Reason::NamespaceUnknown => "NamespaceUnknown",
+            Reason::NoCandidate => "NoCandidate",
             Reason::Paused => "Paused",
+            Reason::PodsUnknown => "PodsUnknown",
             Reason::Releasing => "Releasing",
             Reason::Starting => "Starting",
         }
@@ -155,13 +165,16 @@ type Rule = fn(&Facts<'_>) -> Option<Verdict>;
 const RULES: &[Rule] = &[
     deleting,
     still_releasing,
+    handing_over,
     invalid_spec,
     key_not_allowed,
     held,
     namespace_unknown,
+    pods_unknown,
     gave_up_earlier,
     gave_up,
     expired,
+    nobody_eligible,
     paused,
     key_conflict,
     consul_denied,
@@ -199,6 +212,13 @@ fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict::new(Phase::Releasing, Truth::True, Reason::Releasing, message))
 }
 
+fn handing_over(facts: &Facts<'_>) -> Option<Verdict> {
+    let LockView::HandingOver { reason, .. } = facts.view?.lock else { return None };
+    let message =
+        format!("one tenure has ended, and the next is being begun: {}", end_words(reason));
+    Some(Verdict::new(Phase::Releasing, Truth::True, Reason::HandingOver, message))
+}
+
 fn invalid_spec(facts: &Facts<'_>) -> Option<Verdict> {
     let Judgement::Invalid { problem } = facts.judgement else {
         return None;
@@ -214,8 +234,15 @@ fn key_not_allowed(facts: &Facts<'_>) -> Option<Verdict> {
 }
 
 fn held(facts: &Facts<'_>) -> Option<Verdict> {
-    let token = facts.view?.token(facts.now)?;
-    let message = format!("holds the key with fencing token {token}");
+    let view = facts.view?;
+    let token = view.token(facts.now)?;
+    let message = match &view.lock {
+        LockView::Held { leader: Some(leader), .. } => format!(
+            "pod {} holds the key with fencing token {token}; it was elected as {}",
+            leader.pod, leader.why
+        ),
+        _ => format!("holds the key with fencing token {token}"),
+    };
     Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
 }
 
@@ -228,6 +255,13 @@ fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
     );
     let unknown = (Phase::Pending, Truth::Unknown, Reason::NamespaceUnknown);
     Some(Verdict::new(unknown.0, unknown.1, unknown.2, message))
+}
+
+fn pods_unknown(facts: &Facts<'_>) -> Option<Verdict> {
+    facts.pods_unknown.then(|| {
+        let message = "the pods cannot be listed, so nobody can be elected";
+        Verdict::new(Phase::Pending, Truth::Unknown, Reason::PodsUnknown, message)
+    })
 }
 
 fn gave_up_earlier(facts: &Facts<'_>) -> Option<Verdict> {
@@ -264,6 +298,12 @@ fn expired(facts: &Facts<'_>) -> Option<Verdict> {
     };
     let message = "the session could not be renewed in time; the key may be somebody else's now";
     Some(Verdict::new(Phase::Unknown, Truth::Unknown, Reason::Expired, message))
+}
+
+fn nobody_eligible(facts: &Facts<'_>) -> Option<Verdict> {
+    let message = facts.nobody?;
+    matches!(facts.view?.lock, LockView::Standby)
+        .then(|| Verdict::new(Phase::Waiting, Truth::False, Reason::NoCandidate, message))
 }
 
 fn paused(facts: &Facts<'_>) -> Option<Verdict> {
@@ -392,24 +432,18 @@ fn trouble_words(trouble: &Trouble) -> String {
     format!("{}: {}", trouble.operation.as_str(), trouble.message)
 }
 
-/// The name of a reason in `history` and events.
-pub(super) const fn end_name(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Paused => "Paused",
-        EndReason::Stopped => "Stopped",
-        EndReason::MaxHold => "MaxHold",
-        EndReason::Expired => "Expired",
-        EndReason::SessionInvalidated => "SessionInvalidated",
-        EndReason::KeyDeleted => "KeyDeleted",
-        EndReason::KeyTaken => "KeyTaken",
-    }
-}
-
 const fn end_words(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Paused => "the claim was paused",
         EndReason::Stopped => "the claim stops contending",
         EndReason::MaxHold => "acquire.maxHold has passed",
+        EndReason::NoCandidate => "no pod may be elected",
+        EndReason::Preempted => "a better candidate takes over",
+        EndReason::PodDied => "the elected pod has ended",
+        EndReason::PodDeleted => "the elected pod was deleted and has ended",
+        EndReason::PodUnreachable => "the elected pod was out of reach for too long",
+        EndReason::PodUnready => "the elected pod was not ready for too long",
+        EndReason::PodUnmatched => "the elected pod does not match the selector any more",
         EndReason::Expired => "the session could not be renewed in time",
         EndReason::SessionInvalidated => "Consul ended the session",
         EndReason::KeyDeleted => "the key was deleted",

@@ -2,16 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice, events::v1::Event};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
 
+use super::course::{Dress, Strip};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::{Clock, Elapsed},
+    election::{BADGE, SLICE_TOKEN_ANNOTATION, label, token_annotation},
 };
 
 /// Answers whether this replica still leads.
@@ -22,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who we are in `managedFields`.
 const FIELD_MANAGER: &str = "consul-lock";
+
+/// The annotation of a slice that tells when its endpoint was taken away.
+const EMPTIED_ANNOTATION: &str = "consullock.dev/emptied-at";
 
 /// A write that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +162,104 @@ impl Writer {
         none_if_gone(self.attempt(api.patch_status(&name, &params, &patch)).await)
     }
 
+    /// Gives a pod a claim's label and token.
+    pub(super) async fn dress(
+        &self,
+        namespace: &str,
+        dress: &Dress,
+        claim: &str,
+    ) -> Result<(), WriteError> {
+        let token = dress.token.to_string();
+        self.patch_badge(namespace, (&dress.pod, &dress.uid), claim, Some((BADGE, &token))).await
+    }
+
+    /// Relieves a pod of a claim's label and token, and deletes it if that is asked for. A pod that
+    /// is gone carries nothing.
+    pub(super) async fn strip(
+        &self,
+        namespace: &str,
+        strip: &Strip,
+        claim: &str,
+    ) -> Result<(), WriteError> {
+        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
+        done_if_gone(stripped)?;
+        if !strip.delete {
+            return Ok(());
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let uid = Some(strip.uid.to_string());
+        let preconditions = Some(Preconditions { uid, resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+    }
+
+    async fn patch_badge(
+        &self,
+        namespace: &str,
+        (pod, uid): (&str, &str),
+        claim: &str,
+        badge: Option<(&str, &str)>,
+    ) -> Result<(), WriteError> {
+        // Another pod of the same name is not meant: the API server refuses another UID.
+        let patch = json!({
+            "metadata": {
+                "uid": uid,
+                "labels": { label(claim): badge.map(|(label, _)| label) },
+                "annotations": { token_annotation(claim): badge.map(|(_, token)| token) },
+            },
+        });
+        let pods: Api<PartialObjectMeta<Pod>> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(FIELD_MANAGER);
+        self.attempt(pods.patch_metadata(pod, &params, &Patch::Merge(patch))).await.map(drop)
+    }
+
+    /// Puts an endpoint into a slice: a new one, or one that still has the given version.
+    pub(super) async fn fill_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
+        let (api, params) = (self.slices(slice), PostParams::default());
+        let filled = match slice.metadata.resource_version {
+            None => self.attempt(api.create(&params, slice)).await,
+            Some(_) => self.attempt(api.replace(&slice.name_any(), &params, slice)).await,
+        };
+        filled.map(drop)
+    }
+
+    /// Leaves a slice without an endpoint, whatever it is like now. The write changes the slice in
+    /// any case, so an endpoint that is still on its way here arrives at another version and is
+    /// refused; a slice that is not there is created for the same reason.
+    pub(super) async fn empty_slice(&self, blank: &EndpointSlice) -> Result<(), WriteError> {
+        let patch = json!({
+            "metadata": {
+                "annotations": {
+                    SLICE_TOKEN_ANNOTATION: null,
+                    EMPTIED_ANNOTATION: self.clock.wall().to_string(),
+                },
+            },
+            "endpoints": [],
+        });
+        let (api, name) = (self.slices(blank), blank.name_any());
+        let params = PatchParams::apply(FIELD_MANAGER);
+        match self.attempt(api.patch(&name, &params, &Patch::Merge(patch))).await {
+            Err(error) if error.class() == Class::Gone => {
+                let slice = EndpointSlice { endpoints: Vec::new(), ..blank.clone() };
+                self.attempt(api.create(&PostParams::default(), &slice)).await.map(drop)
+            }
+            written => written.map(drop),
+        }
+    }
+
+    /// Removes a slice.
+    pub(super) async fn delete_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
+        let preconditions = Some(Preconditions { uid: slice.uid(), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let (api, name) = (self.slices(slice), slice.name_any());
+        done_if_gone(self.attempt(api.delete(&name, &params)).await.map(drop))
+    }
+
+    fn slices(&self, slice: &EndpointSlice) -> Api<EndpointSlice> {
+        let namespace = slice.namespace().unwrap_or_default();
+        Api::namespaced(self.client.clone(), &namespace)
+    }
+
     /// Publishes an event.
     pub(super) async fn create_event(&self, event: &Event) -> Result<(), WriteError> {
         let namespace = event.namespace().unwrap_or_default();
@@ -180,6 +284,10 @@ impl Writer {
         let namespace = claim.namespace().unwrap_or_default();
         Api::namespaced(self.client.clone(), &namespace)
     }
+}
+
+fn done_if_gone(written: Result<(), WriteError>) -> Result<(), WriteError> {
+    none_if_gone(written).map(drop)
 }
 
 fn none_if_gone<T>(written: Result<T, WriteError>) -> Result<Option<T>, WriteError> {

@@ -1,0 +1,267 @@
+//! Pods and nodes without a kubelet: the test writes what a kubelet would report.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::site::{Site, eventually};
+
+/// The pods of a site, on one node of their own.
+pub(crate) struct Cast<'a> {
+    site: &'a Site,
+    pub(crate) pods: Api<Pod>,
+    pub(crate) services: Api<Service>,
+    pub(crate) slices: Api<EndpointSlice>,
+    nodes: Api<Node>,
+    pub(crate) node: String,
+}
+
+/// An endpoint as a client of the Service would find it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Found {
+    pub(crate) pod: String,
+    pub(crate) address: String,
+    pub(crate) ready: bool,
+    pub(crate) token: Option<u64>,
+}
+
+impl<'a> Cast<'a> {
+    pub(crate) async fn new(site: &'a Site) -> Cast<'a> {
+        let (client, namespace) = (site.client.clone(), &site.namespace);
+        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
+        let mut account = ServiceAccount::default();
+        account.metadata.name = Some("default".to_owned());
+        accounts.create(&PostParams::default(), &account).await.unwrap();
+        let cast = Cast {
+            site,
+            pods: Api::namespaced(client.clone(), namespace),
+            services: Api::namespaced(client.clone(), namespace),
+            slices: Api::namespaced(client.clone(), namespace),
+            nodes: Api::all(client),
+            node: format!("{namespace}-node"),
+        };
+        let mut node = Node::default();
+        node.metadata.name = Some(cast.node.clone());
+        cast.nodes.create(&PostParams::default(), &node).await.unwrap();
+        cast.node_is("True").await;
+        cast
+    }
+
+    /// The node's Ready condition: True, False or Unknown.
+    pub(crate) async fn node_is(&self, ready: &str) {
+        let condition = json!({
+            "type": "Ready", "status": ready, "reason": "Test", "message": "",
+            "lastTransitionTime": "2026-01-02T03:04:05Z",
+        });
+        let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
+        self.nodes.patch_status(&self.node, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// An operator takes the node out of service.
+    pub(crate) async fn out_of_service(&self) {
+        let taint = json!({
+            "key": "node.kubernetes.io/out-of-service", "effect": "NoExecute",
+        });
+        let patch = Patch::Strategic(json!({ "spec": { "taints": [taint] } }));
+        self.nodes.patch(&self.node, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// A pod that matches `app: billing`, and has been ready since this second of some minute.
+    pub(crate) async fn ready(&self, name: &str, second: u32) {
+        self.with(name, second, json!({})).await;
+    }
+
+    /// The same with annotations.
+    pub(crate) async fn with(&self, name: &str, second: u32, annotations: Value) {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "labels": { "app": "billing" }, "annotations": annotations,
+            },
+            "spec": {
+                "nodeName": self.node,
+                "containers": [{
+                    "name": "app", "image": "none",
+                    "ports": [{ "name": "web", "containerPort": 8080 }],
+                }],
+            },
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        self.pods.create(&PostParams::default(), &pod).await.unwrap();
+        let container = running(name, 0);
+        self.report(name, "True", second, container).await;
+    }
+
+    /// The kubelet's report: readiness, since when, and of the container `app`.
+    async fn report(&self, name: &str, ready: &str, second: u32, container: Value) {
+        let last = name.bytes().last().unwrap();
+        let address = format!("10.9.8.{last}");
+        let patch = Patch::Strategic(json!({ "status": {
+            "phase": "Running",
+            "podIP": address, "podIPs": [{ "ip": address }],
+            "conditions": [{
+                "type": "Ready", "status": ready,
+                "lastTransitionTime": format!("2026-01-02T03:04:{second:02}Z"),
+            }],
+            "containerStatuses": [container],
+        } }));
+        self.pods.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// It is alive, but not ready.
+    pub(crate) async fn unready(&self, name: &str) {
+        self.report(name, "False", 0, running(name, 0)).await;
+    }
+
+    /// Its container has ended, and is not started again.
+    pub(crate) async fn ended(&self, name: &str) {
+        let terminated = json!({ "terminated": { "exitCode": 137, "containerID": id(name, 0) } });
+        let container = container(name, 0, terminated);
+        self.report(name, "False", 0, container).await;
+    }
+
+    /// The kubelet has restarted the container already: only the count, the ID and the last state
+    /// tell of it.
+    pub(crate) async fn restarted(&self, name: &str, second: u32) {
+        self.report(name, "True", second, running(name, 1)).await;
+    }
+
+    /// Deleted as `kubectl delete` does: it stays until its kubelet is done with it.
+    pub(crate) async fn delete(&self, name: &str) {
+        self.pods.delete(name, &DeleteParams::default()).await.unwrap();
+        assert!(self.pods.get(name).await.unwrap().metadata.deletion_timestamp.is_some());
+    }
+
+    /// The object goes at once: what a kubelet does in the end, or an operator by force.
+    pub(crate) async fn remove(&self, name: &str) {
+        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.pods.delete(name, &at_once).await.unwrap();
+    }
+
+    /// A Service without a selector.
+    pub(crate) async fn service(&self, name: &str, spec: Value) {
+        let mut whole = json!({ "ports": [
+            { "name": "http", "port": 80, "targetPort": "web" },
+            { "name": "admin", "port": 81, "targetPort": 9000 },
+        ] });
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": whole });
+        let service = serde_json::from_value(service).unwrap();
+        self.services.create(&PostParams::default(), &service).await.unwrap();
+    }
+
+    /// The endpoints of a Service.
+    pub(crate) async fn endpoints(&self, service: &str) -> Vec<Found> {
+        let of = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let slices = self.slices.list(&of).await.unwrap().items;
+        let found = slices.iter().flat_map(|slice| {
+            slice.endpoints.iter().map(|endpoint| Found {
+                pod: endpoint
+                    .target_ref
+                    .as_ref()
+                    .and_then(|to| to.name.clone())
+                    .unwrap_or_default(),
+                address: endpoint.addresses[0].clone(),
+                ready: endpoint.conditions.as_ref().and_then(|known| known.ready).unwrap_or(false),
+                token: slice
+                    .annotations()
+                    .get("consullock.dev/fencing-token")
+                    .and_then(|token| token.parse().ok()),
+            })
+        });
+        found.collect()
+    }
+
+    /// Waits until traffic goes to this pod, or to nobody.
+    pub(crate) async fn routed(&self, service: &str, pod: Option<&str>) -> Option<Found> {
+        let look = || async {
+            let mut found = self.endpoints(service).await;
+            match (found.len(), pod) {
+                (0, None) => Ok(None),
+                (1, Some(pod)) if found[0].pod == pod => Ok(found.pop()),
+                _ => Err(found),
+            }
+        };
+        eventually(&format!("{service} to be routed to {pod:?}"), look).await
+    }
+
+    /// The pods that carry the claim's label, with their tokens; and those with a token alone.
+    pub(crate) async fn badges(&self, claim: &str) -> BTreeMap<String, Option<u64>> {
+        let (label, token) =
+            (format!("consullock.dev/{claim}"), format!("token.consullock.dev/{claim}"));
+        let pods = self.pods.list(&ListParams::default()).await.unwrap().items;
+        let badged = pods.iter().filter(|pod| {
+            pod.labels().contains_key(&label) || pod.annotations().contains_key(&token)
+        });
+        let shown = badged.map(|pod| {
+            let token = pod.annotations().get(&token).and_then(|token| token.parse().ok());
+            (
+                pod.name_any(),
+                token.filter(|_| pod.labels().get(&label).is_some_and(|l| l == "holder")),
+            )
+        });
+        shown.collect()
+    }
+
+    /// Waits until this pod alone carries label and token, and the status says the same; its token.
+    pub(crate) async fn led_by(&self, claim: &str, pod: &str) -> u64 {
+        let look = || async {
+            let status = self.site.status(claim).await;
+            let badges = self.badges(claim).await;
+            let holder = status.holder.as_ref().and_then(|holder| holder.pod.as_deref());
+            let token = status.fencing_token.as_ref().and_then(|token| token.parse().ok());
+            let expected = BTreeMap::from([(pod.to_owned(), token)]);
+            match token {
+                Some(token) if holder == Some(pod) && badges == expected => Ok(token),
+                _ => Err((badges, status)),
+            }
+        };
+        eventually(&format!("{claim} to be led by {pod}"), look).await
+    }
+
+    /// Waits until no pod carries anything of the claim's.
+    pub(crate) async fn led_by_nobody(&self, claim: &str) {
+        let look = || async {
+            let badges = self.badges(claim).await;
+            if badges.is_empty() { Ok(()) } else { Err(badges) }
+        };
+        eventually(&format!("{claim} to be led by nobody"), look).await;
+    }
+}
+
+/// A claim's spec for the pods of a [`Cast`], with more beside the selector.
+pub(crate) fn candidates(more: Value) -> Value {
+    let mut candidates = json!({ "selector": { "matchLabels": { "app": "billing" } } });
+    candidates.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({ "candidates": candidates, "session": { "lockDelay": "0s" } })
+}
+
+/// The same, routed.
+pub(crate) fn routed(more: Value) -> Value {
+    let mut spec = candidates(more);
+    spec["routing"] = json!({ "service": "billing" });
+    spec
+}
+
+fn id(pod: &str, restarts: i32) -> String {
+    format!("test://{pod}-{restarts}")
+}
+
+fn running(pod: &str, restarts: i32) -> Value {
+    container(pod, restarts, json!({ "running": { "startedAt": "2026-01-02T03:04:05Z" } }))
+}
+
+fn container(pod: &str, restarts: i32, state: Value) -> Value {
+    json!({
+        "name": "app", "image": "none", "imageID": "", "ready": true,
+        "containerID": id(pod, restarts), "restartCount": restarts, "state": state,
+    })
+}
