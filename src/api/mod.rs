@@ -22,7 +22,7 @@ pub use settings::{
 };
 pub use spec::{
     AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLock, ConsulLockSpec, ExpressionSpec,
-    OnLost, Operator, RoutingSpec, SelectorSpec, SessionSpec, Strategy,
+    GatePolicy, GateSpec, OnLost, Operator, RoutingSpec, SelectorSpec, SessionSpec, Strategy,
 };
 pub use status::{
     CandidatesStatus, ConsulLockStatus, ContainerStatus, GuaranteeStatus, HISTORY_LENGTH,

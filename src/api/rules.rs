@@ -116,3 +116,20 @@ pub(super) fn on_lost_needs_candidates() -> Rule {
     Rule::new("!has(self.onLost) || self.onLost == 'Unlabel' || has(self.candidates)")
         .message("onLost: DeletePod is about the elected pod: it needs candidates")
 }
+
+pub(super) fn gate_needs_candidates() -> Rule {
+    Rule::new("!has(self.gate) || has(self.candidates)")
+        .message("gate is about the pods that may be elected: it needs candidates")
+}
+
+pub(super) fn gated_pods_are_not_replaced() -> Rule {
+    Rule::new(
+        "!has(self.gate) || !has(self.candidates) \
+         || (!(has(self.candidates.preempt) && self.candidates.preempt) \
+         && !has(self.candidates.unreadyAfter) && !has(self.candidates.container))",
+    )
+    .message(
+        "a pod that has passed its gate leads until it has finished: with gate, candidates takes \
+         no preempt, unreadyAfter or container",
+    )
+}

@@ -14,8 +14,8 @@ use crate::names::{Key, KeyError};
 use super::{
     duration::{DurationError, GoDuration},
     spec::{
-        AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLockSpec, OnLost, Operator,
-        SelectorSpec, SessionSpec, Strategy,
+        AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLockSpec, GatePolicy, OnLost,
+        Operator, SelectorSpec, SessionSpec, Strategy,
     },
 };
 
@@ -57,6 +57,8 @@ pub struct CandidatesSettings {
     pub by_priority: bool,
     /// Let a better candidate take over from a living worse one.
     pub preempt: bool,
+    /// Pods wait at a gate until they are elected.
+    pub gated: bool,
     /// The container whose end is the holder's; `None`: all.
     pub container: Option<Arc<str>>,
     /// How long a leader may be not Ready; `None`: for ever.
@@ -153,6 +155,12 @@ pub enum SpecError {
     /// Routing with nobody to route to.
     #[error("spec.{0}: needs spec.candidates")]
     NeedsCandidates(&'static str),
+    /// No policy that we know.
+    #[error("spec.gate.policy: {0:?} is not EachInTurn")]
+    GatePolicy(String),
+    /// A gate, and reasons to replace who has passed it.
+    #[error("spec.gate: takes no preempt, unreadyAfter or container in spec.candidates")]
+    GateReplaces,
     /// No treatment that we know.
     #[error("spec.onLost: {0:?} is neither Unlabel nor DeletePod")]
     OnLost(String),
@@ -171,12 +179,13 @@ impl ConsulLockSpec {
         if chars > VALUE_MAX_CHARS {
             return Err(SpecError::Value(chars));
         }
+        let gated = gated(self)?;
         Ok(Settings {
             key: self.key.as_deref().map(Key::new).transpose()?,
             session: session(&self.session)?,
             acquire: acquire(&self.acquire)?,
             value: self.value.clone(),
-            candidates: self.candidates.as_ref().map(candidates).transpose()?,
+            candidates: self.candidates.as_ref().map(|spec| candidates(spec, gated)).transpose()?,
             service: service(self)?,
             delete_lost: delete_lost(self)?,
             paused: self.paused,
@@ -218,7 +227,25 @@ fn acquire(spec: &AcquireSpec) -> Result<AcquireSettings, SpecError> {
     })
 }
 
-fn candidates(spec: &CandidatesSpec) -> Result<CandidatesSettings, SpecError> {
+fn gated(spec: &ConsulLockSpec) -> Result<bool, SpecError> {
+    let Some(gate) = &spec.gate else { return Ok(false) };
+    if let GatePolicy::Unrecognised(text) = &gate.policy {
+        return Err(SpecError::GatePolicy(text.clone()));
+    }
+    match &spec.candidates {
+        None => Err(SpecError::NeedsCandidates("gate")),
+        Some(candidates)
+            if candidates.preempt
+                || candidates.unready_after.is_some()
+                || candidates.container.is_some() =>
+        {
+            Err(SpecError::GateReplaces)
+        }
+        Some(_) => Ok(true),
+    }
+}
+
+fn candidates(spec: &CandidatesSpec, gated: bool) -> Result<CandidatesSettings, SpecError> {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
     let within = |field, span: &GoDuration| between(field, span, least, most);
     let field = "spec.candidates.container";
@@ -236,6 +263,7 @@ fn candidates(spec: &CandidatesSpec) -> Result<CandidatesSettings, SpecError> {
         label: label.map(|(label, value)| (label.clone(), value.clone())),
         by_priority,
         preempt: spec.preempt,
+        gated,
         container: container.transpose()?,
         unready_after: unready
             .map(|span| within("spec.candidates.unreadyAfter", span))
@@ -443,6 +471,15 @@ mod tests {
                 "spec.candidates.unreadyAfter: 25h is not between 1s and 24h",
             ),
             ("routing: {service: web}", "spec.routing: needs spec.candidates"),
+            ("gate: {}", "spec.gate: needs spec.candidates"),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}, preempt: true}, gate: {}}",
+                "spec.gate: takes no preempt",
+            ),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}}, gate: {policy: Dice}}",
+                "spec.gate.policy: \"Dice\" is not EachInTurn",
+            ),
             ("onLost: DeletePod", "spec.onLost: DeletePod: needs spec.candidates"),
             (
                 "{candidates: {selector: {matchLabels: {a: b}}}, routing: {service: 1web}}",

@@ -54,6 +54,8 @@ use super::{
 #[x_kube(
     validation = rules::key_is_immutable(),
     validation = rules::routing_needs_candidates(),
+    validation = rules::gate_needs_candidates(),
+    validation = rules::gated_pods_are_not_replaced(),
     validation = rules::on_lost_needs_candidates()
 )]
 #[serde(rename_all = "camelCase")]
@@ -92,6 +94,13 @@ pub struct ConsulLockSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RoutingSpec")]
     pub routing: Option<RoutingSpec>,
+
+    /// Pods wait at the scheduling gate `consullock.dev/held` until they are elected, and lead until
+    /// they have finished. Without it pods start as usual, and the elected one leads while it is
+    /// there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "GateSpec")]
+    pub gate: Option<GateSpec>,
 
     /// What happens to the elected pod when its tenure was lost (not given up in order): `Unlabel`
     /// takes label, token and endpoint away; `DeletePod` deletes it as well, so that it stops.
@@ -214,6 +223,27 @@ pub struct RoutingSpec {
     /// EndpointSlices.
     #[schemars(length(min = 1, max = 63), regex(pattern = rules::SERVICE_PATTERN))]
     pub service: String,
+}
+
+/// The gate at which pods wait for their election: they are created with
+/// `schedulingGates: [{name: consullock.dev/held}]`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GateSpec {
+    /// Whose turn it is: `EachInTurn`, every pod has its turn, one at a time, the oldest first.
+    #[serde(default)]
+    pub policy: GatePolicy,
+}
+
+/// Whose turn it is at a gate.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum GatePolicy {
+    /// Every pod has its turn.
+    #[default]
+    EachInTurn,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
 }
 
 /// What happens to a pod whose tenure was lost.
@@ -345,6 +375,7 @@ macro_rules! plain_enum {
 plain_enum!(Behavior, "Release", "Delete");
 plain_enum!(Operator, "In", "NotIn", "Exists", "DoesNotExist");
 plain_enum!(Strategy, "OldestReady", "Priority");
+plain_enum!(GatePolicy, "EachInTurn");
 plain_enum!(OnLost, "Unlabel", "DeletePod");
 
 fn default_ttl() -> GoDuration {

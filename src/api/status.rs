@@ -264,8 +264,8 @@ pub struct TenureStatus {
     pub from: Time,
     /// When it ended.
     pub to: Time,
-    /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodDied,
-    /// PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
+    /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodFinished,
+    /// PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
     /// SessionInvalidated, KeyDeleted, KeyTaken.
     pub reason: String,
 }

@@ -121,7 +121,7 @@ async fn give_way<C: Consul>(
     Ok(())
 }
 
-/// The second half: label and token on the pod, then the endpoint; each only while the tenure may
+/// The second half: label and token on the pod, then its gate, then the endpoint; each only while the tenure may
 /// be relied on.
 async fn take_place<C: Consul>(
     leader: &Leader<C>,
@@ -139,6 +139,9 @@ async fn take_place<C: Consul>(
         // Before it is sent: whether it arrives may never be known.
         leader.ledger.dresses(&seen.id, dress.badged());
         leader.writer.dress(&namespace, dress, &claim).await.map_err(Error::DressPod)?;
+    }
+    if let Some(open) = course.open.as_ref().filter(|_| holds()) {
+        leader.writer.open_gate(&namespace, open).await.map_err(Error::OpenGate)?;
     }
     for advance in &course.advance {
         if !holds() {

@@ -97,7 +97,7 @@ pub(super) struct Cache<K> {
 struct Objects<K> {
     by_name: HashMap<ObjectName, Arc<K>>,
     by_key: HashMap<String, HashSet<ObjectName>>,
-    /// The last words of what went, the oldest first.
+    /// The last words of what went, the oldest first; nothing of what went unseen.
     gone: VecDeque<Arc<K>>,
 }
 
@@ -136,7 +136,7 @@ impl<K: Cached> Objects<K> {
         if self.gone.len() == GONE_KEPT {
             self.gone.pop_front();
         }
-        self.gone.push_back(last.map_or(known, Arc::new));
+        self.gone.extend(last.map(Arc::new));
         Some(keys)
     }
 
@@ -194,7 +194,7 @@ impl<K: Cached> Cache<K> {
         self.read().by_key.get(key).into_iter().flatten().cloned().collect()
     }
 
-    /// The last that was seen of an object that went, if that is not too long ago.
+    /// An object as it was when it went, if it was seen going and that is not too long ago.
     pub(super) fn last_of(&self, uid: &str) -> Option<Arc<K>> {
         let objects = self.read();
         let of = |gone: &&Arc<K>| gone.meta().uid.as_deref() == Some(uid);

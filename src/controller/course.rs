@@ -1,7 +1,7 @@
 //! What is to become of a claim's pods and of its traffic. Pure.
 //!
 //! The order of a change of leader is: endpoint away, label away, key moves, label and token on the
-//! new pod, endpoint there. A [`Course`] is carried out in the order of its fields, the keepers
+//! new pod, its gate opened, endpoint there. A [`Course`] is carried out in the order of its fields, the keepers
 //! between `strip` and `dress`; what the present tenure does not cover yet waits for the next walk.
 
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(super) struct Course {
     pub(super) stance: Option<Stance>,
     /// A pod to be given label and token.
     pub(super) dress: Option<Dress>,
+    /// A pod whose gate is to be opened.
+    pub(super) open: Option<Open>,
     /// Slices to be given an endpoint.
     pub(super) advance: Vec<Advance>,
     /// What the status is to tell of it.
@@ -73,6 +75,13 @@ pub(super) struct Dress {
     pub(super) pod: Arc<str>,
     pub(super) uid: Arc<str>,
     pub(super) token: FencingToken,
+}
+
+/// The pod that is to start.
+#[derive(Debug, PartialEq)]
+pub(super) struct Open {
+    pub(super) pod: Arc<str>,
+    pub(super) uid: Arc<str>,
 }
 
 impl Dress {
@@ -169,6 +178,7 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, now: Instant) -> Course {
         retreat: traffic.retreat,
         strip: strip(pods, wearer, delete_lost),
         dress: dress(pods, wearer),
+        open: open(pods, wearer, settings),
         advance: traffic.advance,
         told: Told {
             pods_unknown: stance.is_none() && !matches!(may, May::Nothing | May::Undecided(_)),
@@ -216,6 +226,7 @@ fn rules(candidates: &api::CandidatesSettings) -> Rules {
             false => Strategy::OldestReady,
         },
         preempt: candidates.preempt,
+        gated: candidates.gated,
         container: candidates.container.clone(),
         unready_after: candidates.unready_after,
         unreachable_after: candidates.unreachable_after,
@@ -260,6 +271,18 @@ fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
         uid: Arc::clone(&wearer.uid),
         token: *token,
     })
+}
+
+fn open(
+    pods: &Electorate,
+    wearer: Option<&Arc<Leader>>,
+    settings: Option<&api::Settings>,
+) -> Option<Open> {
+    let (wearer, Standing::Held { .. }) = (wearer?, &pods.standing) else { return None };
+    let present = pods.present.as_ref().filter(|present| present.exists)?;
+    let waits = present.pod.as_ref().is_some_and(|pod| pod.gated && !pod.deleting);
+    let has_gate = settings?.candidates.as_ref().is_some_and(|candidates| candidates.gated);
+    (waits && has_gate).then(|| Open { pod: Arc::clone(&wearer.pod), uid: Arc::clone(&wearer.uid) })
 }
 
 #[derive(Default)]

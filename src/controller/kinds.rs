@@ -22,8 +22,9 @@ use super::cache::{Cached, ObjectName};
 use crate::{
     api::ConsulLock,
     election::{
-        BADGE, Badged, Candidate, Container, MANAGED_BY, MANAGED_BY_LABEL, PRIORITY_ANNOTATION,
-        Reach, SERVICE_LABEL, claim_of_annotation, claim_of_label, label, token_annotation,
+        BADGE, Badged, Candidate, Container, GATE, MANAGED_BY, MANAGED_BY_LABEL,
+        PRIORITY_ANNOTATION, Reach, SERVICE_LABEL, claim_of_annotation, claim_of_label, label,
+        token_annotation,
     },
 };
 
@@ -42,7 +43,14 @@ pub(super) struct Pod {
 #[serde(rename_all = "camelCase", default)]
 struct PodSpec {
     node_name: Option<Arc<str>>,
+    scheduling_gates: Vec<Gate>,
     containers: Vec<ContainerSpec>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Gate {
+    name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -63,6 +71,7 @@ struct PortSpec {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PodStatus {
+    phase: String,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<PodIp>,
     conditions: Vec<ConditionSeen>,
@@ -97,12 +106,13 @@ struct ContainerStatus {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct ContainerState {
-    terminated: Option<Terminated>,
+    running: Option<There>,
+    terminated: Option<There>,
 }
 
 /// That there is one is all that matters.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-struct Terminated {}
+struct There {}
 
 /// A node, as far as it matters to an election.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Deserialize)]
@@ -294,6 +304,8 @@ impl Pod {
             created: self.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             deleting: self.metadata.deletion_timestamp.is_some(),
             ready_since: ready(&self.status.conditions),
+            gated: self.spec.scheduling_gates.iter().any(|gate| gate.name == GATE),
+            finished: self.status.is_final(),
             priority: priority.and_then(|text| text.trim().parse().ok()).unwrap_or(0),
             containers: self.status.container_statuses.iter().map(container).collect(),
             reach,
@@ -352,6 +364,14 @@ impl Node {
         } else {
             Reach::Unreachable
         }
+    }
+}
+
+impl PodStatus {
+    /// The phase alone may be somebody's guess: that nothing runs is the kubelet's word.
+    fn is_final(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+            && self.container_statuses.iter().all(|container| container.state.running.is_none())
     }
 }
 
@@ -440,6 +460,31 @@ mod tests {
         assert!(container.terminated);
         assert_eq!(pod().addresses().len(), 2);
         assert_eq!(pod().named_ports(), [("web".to_owned(), "TCP".to_owned(), 8080)]);
+    }
+
+    #[test]
+    fn a_pod_is_finished_when_its_phase_says_so_and_nothing_of_it_runs() {
+        let finished = |phase: &str, state: serde_json::Value| {
+            let mut pod = pod();
+            pod.status.phase = phase.to_owned();
+            pod.status.container_statuses[0].state = serde_json::from_value(state).unwrap();
+            pod.candidate(true, Reach::Reachable).finished
+        };
+        let (ended, runs) = (json!({ "terminated": {} }), json!({ "running": {} }));
+        assert!(finished("Succeeded", ended.clone()) && finished("Failed", ended.clone()));
+        assert!(!finished("Running", ended), "it is started again");
+        assert!(!finished("Failed", runs), "not the kubelet's word");
+    }
+
+    #[test]
+    fn a_pod_waits_while_it_has_our_gate() {
+        let gated = |names: &[&str]| {
+            let mut pod = pod();
+            let gates = names.iter().map(|name| Gate { name: (*name).to_owned() });
+            pod.spec.scheduling_gates = gates.collect();
+            pod.candidate(true, Reach::Reachable).gated
+        };
+        assert!(gated(&["other", GATE]) && !gated(&["other"]) && !gated(&[]));
     }
 
     #[test]

@@ -143,6 +143,9 @@ pub enum Error {
     /// The elected pod does not carry its label and token.
     #[error("cannot give the elected pod its label and token")]
     DressPod(#[source] WriteError),
+    /// The elected pod still waits at its gate.
+    #[error("cannot open the elected pod's gate")]
+    OpenGate(#[source] WriteError),
     /// Traffic does not go to the elected pod yet.
     #[error("cannot put the elected pod into an EndpointSlice")]
     FillSlice(#[source] WriteError),
@@ -160,6 +163,7 @@ impl Error {
             | Error::EmptySlice(source)
             | Error::StripPod(source)
             | Error::DressPod(source)
+            | Error::OpenGate(source)
             | Error::FillSlice(source)
             | Error::PatchStatus(source) => source.class(),
         }

@@ -439,6 +439,7 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::MaxHold => "acquire.maxHold has passed",
         EndReason::NoCandidate => "no pod may be elected",
         EndReason::Preempted => "a better candidate takes over",
+        EndReason::PodFinished => "the elected pod has finished",
         EndReason::PodDied => "the elected pod has ended",
         EndReason::PodDeleted => "the elected pod was deleted and has ended",
         EndReason::PodUnreachable => "the elected pod was out of reach for too long",

@@ -10,11 +10,11 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::course::{Dress, Strip};
+use super::course::{Dress, Open, Strip};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::{Clock, Elapsed},
-    election::{BADGE, SLICE_TOKEN_ANNOTATION, label, token_annotation},
+    election::{BADGE, GATE, SLICE_TOKEN_ANNOTATION, label, token_annotation},
 };
 
 /// Answers whether this replica still leads.
@@ -191,6 +191,18 @@ impl Writer {
         let preconditions = Some(Preconditions { uid, resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+    }
+
+    /// Takes our scheduling gate off a pod, and leaves those of others.
+    pub(super) async fn open_gate(&self, namespace: &str, open: &Open) -> Result<(), WriteError> {
+        let patch = json!({
+            "metadata": { "uid": &*open.uid },
+            "spec": { "schedulingGates": [{ "name": GATE, "$patch": "delete" }] },
+        });
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(FIELD_MANAGER);
+        let patch = Patch::Strategic(patch);
+        self.attempt(pods.patch(&open.pod, &params, &patch)).await.map(drop)
     }
 
     async fn patch_badge(

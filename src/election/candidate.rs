@@ -4,6 +4,10 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
+/// The scheduling gate that comes off an elected pod.
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/>
+pub const GATE: &str = "consullock.dev/held";
+
 /// A pod that a claim may elect, or has elected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -23,6 +27,10 @@ pub struct Candidate {
     pub ready_since: Option<Timestamp>,
     /// The annotation `consullock.dev/priority`; 0 where it is missing or no number.
     pub priority: i64,
+    /// Whether it waits at the scheduling gate [`GATE`].
+    pub gated: bool,
+    /// Whether its phase is Succeeded or Failed, and no container of it runs.
+    pub finished: bool,
     /// What the kubelet reports of its containers; init containers, and with them native sidecars,
     /// aside.
     pub containers: Vec<Container>,
@@ -67,6 +75,8 @@ pub enum Ineligible {
     NoSuchContainer,
     /// It is not Ready.
     NotReady,
+    /// It has done its work, or failed at it (`gate`).
+    Finished,
 }
 
 impl Candidate {
@@ -77,7 +87,24 @@ impl Candidate {
             .filter(move |known| container.is_none_or(|name| *known.name == *name))
     }
 
-    /// Whether it may be elected.
+    /// Whether a claim with a gate may elect it: a pod that waits at the gate, or is past it and at
+    /// work.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn eligibility_at_gate(&self) -> Result<(), Ineligible> {
+        if self.deleting {
+            Err(Ineligible::Deleting)
+        } else if self.finished {
+            Err(Ineligible::Finished)
+        } else if self.reach != Reach::Reachable {
+            Err(Ineligible::NodeAway)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a claim without a gate may elect it.
     ///
     /// # Errors
     /// Why not.
@@ -103,6 +130,7 @@ impl fmt::Display for Ineligible {
             Ineligible::NodeAway => "on a node that is away",
             Ineligible::NoSuchContainer => "without the container of candidates.container",
             Ineligible::NotReady => "not ready",
+            Ineligible::Finished => "finished",
         })
     }
 }
@@ -119,6 +147,8 @@ pub(super) fn ready(name: &str, second: i64) -> Candidate {
         deleting: false,
         ready_since: Some(since),
         priority: 0,
+        gated: false,
+        finished: false,
         containers: vec![Container {
             name: "app".into(),
             id: Some(format!("{name}-1").into()),
@@ -126,6 +156,19 @@ pub(super) fn ready(name: &str, second: i64) -> Candidate {
             terminated: false,
         }],
         reach: Reach::Reachable,
+    }
+}
+
+/// A pod that waits at its gate since it was created.
+#[cfg(test)]
+pub(super) fn gated(name: &str, second: i64) -> Candidate {
+    Candidate {
+        created: Timestamp::from_second(1_000_000 + second).unwrap(),
+        node: None,
+        ready_since: None,
+        gated: true,
+        containers: Vec::new(),
+        ..ready(name, second)
     }
 }
 
@@ -147,5 +190,20 @@ mod tests {
             let away = Candidate { reach, ..good.clone() };
             assert_eq!(away.eligibility(None), Err(Ineligible::NodeAway));
         }
+    }
+
+    #[test]
+    fn a_gated_pod_may_be_elected_while_it_waits_and_while_it_works() {
+        let waits = gated("a", 0);
+        assert_eq!(waits.eligibility_at_gate(), Ok(()));
+        assert_eq!(waits.eligibility(None), Err(Ineligible::NotReady), "by a claim without gate");
+        let works = Candidate { gated: false, node: Some("n-1".into()), ..waits.clone() };
+        assert_eq!(works.eligibility_at_gate(), Ok(()));
+        let away = Candidate { reach: Reach::Unreachable, ..works.clone() };
+        assert_eq!(away.eligibility_at_gate(), Err(Ineligible::NodeAway));
+        let done = Candidate { finished: true, ..works };
+        assert_eq!(done.eligibility_at_gate(), Err(Ineligible::Finished));
+        let going = Candidate { deleting: true, ..waits };
+        assert_eq!(going.eligibility_at_gate(), Err(Ineligible::Deleting));
     }
 }

@@ -18,6 +18,8 @@ pub struct Rules {
     pub preempt: bool,
     /// The container whose end is the leader's; `None`: all.
     pub container: Option<Arc<str>>,
+    /// Pods wait at a scheduling gate until they are elected, and lead until they have finished.
+    pub gated: bool,
     /// A leader that is not Ready for this long steps down; `None`: never.
     pub unready_after: Option<Duration>,
     /// A leader that cannot be reached is replaced after this long; `None`: only on proof.
@@ -139,12 +141,16 @@ fn again(present: &Present, rules: &Rules) -> Option<Instant> {
 /// kubelet knows what runs, or an operator who took the node out of service.
 fn died(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
     let pod = present.pod.as_ref();
-    let ended = pod.is_some_and(|pod| present.leader.has_ended(&pod.containers));
+    let ended = pod.is_some_and(|pod| present.leader.has_ended(pod));
+    // Its last word came with the deletion, and no node had it.
+    let never_ran = !present.exists && pod.is_some_and(|pod| pod.node.is_none());
     let deleted = !present.exists || pod.is_some_and(|pod| pod.deleting);
-    (ended || present.reach == Reach::OutOfService).then_some(Word::Goes(if deleted {
-        EndReason::PodDeleted
-    } else {
-        EndReason::PodDied
+    let finished = pod.is_some_and(|pod| pod.finished);
+    let proof = ended || never_ran || present.reach == Reach::OutOfService;
+    proof.then_some(Word::Goes(match (deleted, finished) {
+        (true, _) => EndReason::PodDeleted,
+        (false, true) => EndReason::PodFinished,
+        (false, false) => EndReason::PodDied,
     }))
 }
 
@@ -191,7 +197,11 @@ impl<'a> Ranking<'a> {
     fn of(candidates: &'a [Candidate], rules: &Rules) -> Ranking<'a> {
         let mut ranking = Ranking { eligible: Vec::new(), ineligible: BTreeMap::new() };
         for candidate in candidates {
-            match candidate.eligibility(rules.container.as_deref()) {
+            let eligibility = match rules.gated {
+                true => candidate.eligibility_at_gate(),
+                false => candidate.eligibility(rules.container.as_deref()),
+            };
+            match eligibility {
                 Ok(()) => ranking.eligible.push(candidate),
                 Err(why) => *ranking.ineligible.entry(why).or_default() += 1,
             }
@@ -203,22 +213,29 @@ impl<'a> Ranking<'a> {
     fn choose(&self, rules: &Rules, reason: EndReason) -> Choice {
         match self.eligible.first() {
             Some(first) => {
-                let why = self.why(first, rules.strategy);
-                let leader = Leader::of(first, rules.container.as_deref(), &why);
+                let why = self.why(first, rules);
+                let leader = match rules.gated {
+                    true => Leader::of_whole_pod(first, &why),
+                    false => Leader::of(first, rules.container.as_deref(), &why),
+                };
                 Choice::Elect { leader: Arc::new(leader), instead: reason }
             }
             None => Choice::Nobody { reason, message: self.nobody() },
         }
     }
 
-    fn why(&self, first: &Candidate, strategy: Strategy) -> String {
+    fn why(&self, first: &Candidate, rules: &Rules) -> String {
         let count = self.eligible.len();
-        match (strategy, count) {
+        match (rules.strategy, count) {
+            (_, _) if rules.gated && !first.gated => "the pod that is past the gate".to_owned(),
+            (Strategy::OldestReady, 2..) if rules.gated => {
+                format!("the oldest of {count} pods at the gate")
+            }
             (_, 1) => "the only pod that may be elected".to_owned(),
             (Strategy::OldestReady, _) => format!("ready for longest of {count} pods"),
             (Strategy::Priority, _) => {
                 let priority = first.priority;
-                format!("first of {count} pods by priority ({priority}) and time of being ready")
+                format!("first of {count} pods by priority ({priority}), then by age")
             }
         }
     }
@@ -239,8 +256,11 @@ fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
         Strategy::Priority => b.priority.cmp(&a.priority),
         Strategy::OldestReady => Ordering::Equal,
     };
+    // Who works already goes before those that wait for their turn; without a gate nobody waits.
+    let waits = a.gated.cmp(&b.gated);
     let readiness = |one: &Candidate| one.ready_since.map_or((true, None), |at| (false, Some(at)));
-    by_priority
+    waits
+        .then(by_priority)
         .then_with(|| readiness(a).cmp(&readiness(b)))
         .then_with(|| a.created.cmp(&b.created))
         .then_with(|| a.name.cmp(&b.name))
@@ -249,7 +269,7 @@ fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::candidate::{Container, ready},
+        super::candidate::{Container, gated, ready},
         *,
     };
 
@@ -264,6 +284,7 @@ mod tests {
             strategy: Strategy::OldestReady,
             preempt: false,
             container: None,
+            gated: false,
             unready_after: None,
             unreachable_after: Some(S * 30),
         }
@@ -437,5 +458,43 @@ mod tests {
         now.pod = Some(pod.clone());
         let election = elect(&[pod], Some(&now), &rules, at(0));
         assert_eq!(chosen(&election), (None, Some(EndReason::PodDied)));
+    }
+
+    #[test]
+    fn gated_pods_have_their_turns_in_the_order_of_their_age() {
+        let rules = Rules { gated: true, ..rules() };
+        let pods = [gated("a", 9), gated("b", 3)];
+        let election = elect(&pods, None, &rules, at(0));
+        assert_eq!(chosen(&election).0, Some("b"));
+        // Past the gate, at work, restarting its container now and then.
+        let works = Candidate {
+            gated: false,
+            node: Some("n-1".into()),
+            containers: ended(&ready("b", 3)).containers,
+            ..pods[1].clone()
+        };
+        let leader = Arc::new(Leader::of_whole_pod(&pods[1], ""));
+        let now = Present { leader, ..present(&works) };
+        let all = [pods[0].clone(), works.clone()];
+        assert_eq!(chosen(&elect(&all, Some(&now), &rules, at(0))), (Some("b"), None));
+        let done = Candidate { finished: true, ..works.clone() };
+        let now = Present { pod: Some(done.clone()), ..now };
+        let election = elect(&[pods[0].clone(), done], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("a"), Some(EndReason::PodFinished)));
+        // A tenure was lost while it worked: nobody else starts beside it.
+        assert_eq!(chosen(&elect(&all, None, &rules, at(0))).0, Some("b"));
+    }
+
+    #[test]
+    fn a_gated_pod_that_was_deleted_before_it_ran_is_followed_at_once() {
+        let rules = Rules { gated: true, ..rules() };
+        let pod = gated("a", 1);
+        let leader = Arc::new(Leader::of_whole_pod(&pod, ""));
+        let mut now = Present { leader, exists: false, ..present(&pod) };
+        let election = elect(&[gated("b", 2)], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+        now.pod = None;
+        let election = elect(&[gated("b", 2)], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("a"), None), "nobody knows what became of it");
     }
 }

@@ -14,7 +14,8 @@ pub struct Leader {
     pub uid: Arc<str>,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
-    /// The containers whose end is the leader's.
+    /// The containers whose end is the leader's; none: the pod's own end is, as of a gated one, whose
+    /// containers had not begun when it was elected, and may be restarted.
     pub containers: Vec<ContainerMark>,
     /// Why it was elected before others.
     pub why: Arc<str>,
@@ -34,22 +35,30 @@ pub struct ContainerMark {
 impl Leader {
     /// The pod as it is now. `container`: the one whose end counts; `None`: all.
     pub fn of(pod: &Candidate, container: Option<&str>, why: &str) -> Leader {
+        let containers = pod.counting(container).map(ContainerMark::of).collect();
+        Leader { containers, ..Leader::of_whole_pod(pod, why) }
+    }
+
+    /// The pod, whose own end is to be the leader's.
+    pub fn of_whole_pod(pod: &Candidate, why: &str) -> Leader {
         Leader {
             pod: Arc::clone(&pod.name),
             uid: Arc::clone(&pod.uid),
             node: pod.node.clone(),
-            containers: pod.counting(container).map(ContainerMark::of).collect(),
+            containers: Vec::new(),
             why: why.into(),
         }
     }
 
-    /// Whether the kubelet has reported the end of every run that counts. No containers are no
-    /// proof.
-    pub fn has_ended(&self, containers: &[Container]) -> bool {
+    /// Whether the kubelet has reported the end of every run that counts.
+    pub fn has_ended(&self, pod: &Candidate) -> bool {
         let ended = |mark: &ContainerMark| {
-            containers.iter().any(|now| now.name == mark.name && mark.has_ended(now))
+            pod.containers.iter().any(|now| now.name == mark.name && mark.has_ended(now))
         };
-        !self.containers.is_empty() && self.containers.iter().all(ended)
+        match self.containers.is_empty() {
+            true => pod.finished,
+            false => self.containers.iter().all(ended),
+        }
     }
 }
 
@@ -77,6 +86,10 @@ mod tests {
 
     fn container(name: &str, id: Option<&str>, restarts: i32, terminated: bool) -> Container {
         Container { name: name.into(), id: id.map(Into::into), restarts, terminated }
+    }
+
+    fn pod(containers: &[Container]) -> Candidate {
+        Candidate { containers: containers.to_vec(), ..super::super::candidate::ready("a", 0) }
     }
 
     fn leader(marks: &[(&str, Option<&str>, i32)]) -> Leader {
@@ -107,7 +120,7 @@ mod tests {
             (container("app", None, 0, false), false),
             (container("other", Some("c-1"), 0, true), false),
         ] {
-            assert_eq!(elected.has_ended(std::slice::from_ref(&now)), ended, "{now:?}");
+            assert_eq!(elected.has_ended(&pod(std::slice::from_ref(&now))), ended, "{now:?}");
         }
     }
 
@@ -116,14 +129,20 @@ mod tests {
         let elected = leader(&[("app", Some("c-1"), 0), ("web", Some("w-1"), 0)]);
         let ended = container("app", Some("c-1"), 0, true);
         let runs = container("web", Some("w-1"), 0, false);
-        assert!(!elected.has_ended(&[ended.clone(), runs]));
+        assert!(!elected.has_ended(&pod(&[ended.clone(), runs])));
         let restarted = container("web", Some("w-2"), 1, false);
-        assert!(elected.has_ended(&[ended.clone(), restarted]));
-        assert!(!elected.has_ended(&[ended]), "a container that is not reported says nothing");
+        assert!(elected.has_ended(&pod(&[ended.clone(), restarted])));
+        assert!(
+            !elected.has_ended(&pod(&[ended])),
+            "a container that is not reported says nothing"
+        );
     }
 
     #[test]
-    fn what_never_had_containers_gives_no_proof() {
-        assert!(!leader(&[]).has_ended(&[]));
+    fn a_pod_that_was_elected_as_a_whole_ends_as_a_whole() {
+        let elected = leader(&[]);
+        let restarting = pod(&[container("app", Some("c-2"), 3, true)]);
+        assert!(!elected.has_ended(&restarting), "its container is started again");
+        assert!(elected.has_ended(&Candidate { finished: true, ..restarting }));
     }
 }

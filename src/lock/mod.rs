@@ -33,6 +33,8 @@ pub enum EndReason {
     NoCandidate,
     /// Another candidate ranks before the pod that the tenure was for (`candidates.preempt`).
     Preempted,
+    /// The pod that the tenure was for has done its work, or failed at it (`gate`).
+    PodFinished,
     /// There is proof of death of the pod that the tenure was for.
     PodDied,
     /// The pod was deleted, and has ended.
@@ -55,12 +57,13 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 14] = [
+    pub const ALL: [EndReason; 15] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
         EndReason::NoCandidate,
         EndReason::Preempted,
+        EndReason::PodFinished,
         EndReason::PodDied,
         EndReason::PodDeleted,
         EndReason::PodUnreachable,
@@ -80,6 +83,7 @@ impl EndReason {
             EndReason::MaxHold => "MaxHold",
             EndReason::NoCandidate => "NoCandidate",
             EndReason::Preempted => "Preempted",
+            EndReason::PodFinished => "PodFinished",
             EndReason::PodDied => "PodDied",
             EndReason::PodDeleted => "PodDeleted",
             EndReason::PodUnreachable => "PodUnreachable",

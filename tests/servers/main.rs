@@ -19,6 +19,7 @@ mod faults_consul_keys;
 mod faults_controller;
 mod faults_kubernetes;
 mod fixtures;
+mod gates;
 mod interop;
 mod pods;
 mod process;

@@ -100,6 +100,50 @@ impl<'a> Cast<'a> {
         self.report(name, "True", second, container).await;
     }
 
+    /// A pod that waits at its gate.
+    pub(crate) async fn gated(&self, name: &str) {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "labels": { "app": "billing" } },
+            "spec": {
+                "restartPolicy": "Never",
+                "schedulingGates": [{ "name": "consullock.dev/held" }, { "name": "example.com/other" }],
+                "containers": [{ "name": "app", "image": "none" }],
+            },
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        self.pods.create(&PostParams::default(), &pod).await.unwrap();
+    }
+
+    /// The names of the gates at which a pod waits.
+    pub(crate) async fn gates(&self, name: &str) -> Vec<String> {
+        let spec = self.pods.get(name).await.unwrap().spec.unwrap();
+        spec.scheduling_gates.into_iter().flatten().map(|gate| gate.name).collect()
+    }
+
+    /// What scheduler and kubelet do with a pod once all of its gates are open.
+    pub(crate) async fn runs(&self, name: &str) {
+        let open = Patch::Strategic(json!({ "spec": { "schedulingGates": [
+            { "name": "example.com/other", "$patch": "delete" },
+        ] } }));
+        self.pods.patch(name, &PatchParams::default(), &open).await.unwrap();
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": { "name": name },
+            "target": { "apiVersion": "v1", "kind": "Node", "name": self.node },
+        });
+        let params = PostParams::default();
+        let bound = self.pods.create_subresource("binding", name, &params, &binding);
+        let _: Value = bound.await.unwrap();
+        self.report(name, "True", 1, running(name, 0)).await;
+    }
+
+    /// It has done its work: Succeeded, or Failed.
+    pub(crate) async fn finished(&self, name: &str, phase: &str) {
+        self.ended(name).await;
+        let patch = Patch::Strategic(json!({ "status": { "phase": phase } }));
+        self.pods.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
     /// The kubelet's report: readiness, since when, and of the container `app`.
     async fn report(&self, name: &str, ready: &str, second: u32, container: Value) {
         let last = name.bytes().last().unwrap();
