@@ -17,8 +17,8 @@ mod status;
 
 pub use duration::{DurationError, DurationOrNever, GoDuration};
 pub use settings::{
-    AcquireSettings, CandidatesSettings, SessionBehavior, SessionSettings, Settings, SpecError,
-    VALUE_MAX_CHARS,
+    AcquireSettings, CandidatesSettings, GateSettings, SessionBehavior, SessionSettings, Settings,
+    SpecError, VALUE_MAX_CHARS,
 };
 pub use spec::{
     AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLock, ConsulLockSpec, ExpressionSpec,

@@ -57,8 +57,8 @@ pub struct CandidatesSettings {
     pub by_priority: bool,
     /// Let a better candidate take over from a living worse one.
     pub preempt: bool,
-    /// Pods wait at a gate until they are elected.
-    pub gated: bool,
+    /// Pods wait at a gate until they are elected; whose turn it is.
+    pub gate: Option<GateSettings>,
     /// The container whose end is the holder's; `None`: all.
     pub container: Option<Arc<str>>,
     /// How long a leader may be not Ready; `None`: for ever.
@@ -85,6 +85,14 @@ pub enum SessionBehavior {
     Release,
     /// It is deleted.
     Delete,
+}
+
+/// Whose turn it is at a gate; see [`GatePolicy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the variant of `GatePolicy` of the same name")]
+pub enum GateSettings {
+    EachInTurn,
+    OncePerSchedule,
 }
 
 /// See [`AcquireSpec`].
@@ -156,7 +164,7 @@ pub enum SpecError {
     #[error("spec.{0}: needs spec.candidates")]
     NeedsCandidates(&'static str),
     /// No policy that we know.
-    #[error("spec.gate.policy: {0:?} is not EachInTurn")]
+    #[error("spec.gate.policy: {0:?} is neither EachInTurn nor OncePerSchedule")]
     GatePolicy(String),
     /// A gate, and reasons to replace who has passed it.
     #[error("spec.gate: takes no preempt, unreadyAfter or container in spec.candidates")]
@@ -179,13 +187,13 @@ impl ConsulLockSpec {
         if chars > VALUE_MAX_CHARS {
             return Err(SpecError::Value(chars));
         }
-        let gated = gated(self)?;
+        let gate = gate(self)?;
         Ok(Settings {
             key: self.key.as_deref().map(Key::new).transpose()?,
             session: session(&self.session)?,
             acquire: acquire(&self.acquire)?,
             value: self.value.clone(),
-            candidates: self.candidates.as_ref().map(|spec| candidates(spec, gated)).transpose()?,
+            candidates: self.candidates.as_ref().map(|spec| candidates(spec, gate)).transpose()?,
             service: service(self)?,
             delete_lost: delete_lost(self)?,
             paused: self.paused,
@@ -227,11 +235,13 @@ fn acquire(spec: &AcquireSpec) -> Result<AcquireSettings, SpecError> {
     })
 }
 
-fn gated(spec: &ConsulLockSpec) -> Result<bool, SpecError> {
-    let Some(gate) = &spec.gate else { return Ok(false) };
-    if let GatePolicy::Unrecognised(text) = &gate.policy {
-        return Err(SpecError::GatePolicy(text.clone()));
-    }
+fn gate(spec: &ConsulLockSpec) -> Result<Option<GateSettings>, SpecError> {
+    let Some(gate) = &spec.gate else { return Ok(None) };
+    let policy = match &gate.policy {
+        GatePolicy::EachInTurn => GateSettings::EachInTurn,
+        GatePolicy::OncePerSchedule => GateSettings::OncePerSchedule,
+        GatePolicy::Unrecognised(text) => return Err(SpecError::GatePolicy(text.clone())),
+    };
     match &spec.candidates {
         None => Err(SpecError::NeedsCandidates("gate")),
         Some(candidates)
@@ -241,11 +251,14 @@ fn gated(spec: &ConsulLockSpec) -> Result<bool, SpecError> {
         {
             Err(SpecError::GateReplaces)
         }
-        Some(_) => Ok(true),
+        Some(_) => Ok(Some(policy)),
     }
 }
 
-fn candidates(spec: &CandidatesSpec, gated: bool) -> Result<CandidatesSettings, SpecError> {
+fn candidates(
+    spec: &CandidatesSpec,
+    gate: Option<GateSettings>,
+) -> Result<CandidatesSettings, SpecError> {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
     let within = |field, span: &GoDuration| between(field, span, least, most);
     let field = "spec.candidates.container";
@@ -263,7 +276,7 @@ fn candidates(spec: &CandidatesSpec, gated: bool) -> Result<CandidatesSettings, 
         label: label.map(|(label, value)| (label.clone(), value.clone())),
         by_priority,
         preempt: spec.preempt,
-        gated,
+        gate,
         container: container.transpose()?,
         unready_after: unready
             .map(|span| within("spec.candidates.unreadyAfter", span))
@@ -478,7 +491,7 @@ mod tests {
             ),
             (
                 "{candidates: {selector: {matchLabels: {a: b}}}, gate: {policy: Dice}}",
-                "spec.gate.policy: \"Dice\" is not EachInTurn",
+                "spec.gate.policy: \"Dice\" is neither EachInTurn nor OncePerSchedule",
             ),
             ("onLost: DeletePod", "spec.onLost: DeletePod: needs spec.candidates"),
             (

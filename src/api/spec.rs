@@ -230,7 +230,9 @@ pub struct RoutingSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GateSpec {
-    /// Whose turn it is: `EachInTurn`, every pod has its turn, one at a time, the oldest first.
+    /// Whose turn it is. `EachInTurn`: every pod has its turn, one at a time, the oldest first.
+    /// `OncePerSchedule`: of what a CronJob made for one scheduled time, in whatever cluster, one
+    /// run succeeds; the Jobs of the others are removed. What no CronJob made has its turn as well.
     #[serde(default)]
     pub policy: GatePolicy,
 }
@@ -241,6 +243,8 @@ pub enum GatePolicy {
     /// Every pod has its turn.
     #[default]
     EachInTurn,
+    /// One run for each scheduled time.
+    OncePerSchedule,
     /// A text that this version does not know. The schema does not admit it.
     #[serde(untagged)]
     Unrecognised(String),
@@ -375,7 +379,7 @@ macro_rules! plain_enum {
 plain_enum!(Behavior, "Release", "Delete");
 plain_enum!(Operator, "In", "NotIn", "Exists", "DoesNotExist");
 plain_enum!(Strategy, "OldestReady", "Priority");
-plain_enum!(GatePolicy, "EachInTurn");
+plain_enum!(GatePolicy, "EachInTurn", "OncePerSchedule");
 plain_enum!(OnLost, "Unlabel", "DeletePod");
 
 fn default_ttl() -> GoDuration {

@@ -265,7 +265,7 @@ pub struct TenureStatus {
     /// When it ended.
     pub to: Time,
     /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodFinished,
-    /// PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
+    /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
     /// SessionInvalidated, KeyDeleted, KeyTaken.
     pub reason: String,
 }

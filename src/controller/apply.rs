@@ -135,6 +135,11 @@ async fn take_place<C: Consul>(
         let token = view.and_then(|view| view.token(leader.clock.now()));
         matches!(&seen.electorate.standing, Standing::Held { token: known, .. } if Some(*known) == token)
     };
+    for remove in &course.remove {
+        leader.writer.remove_job(&namespace, remove).await.map_err(Error::RemoveJob)?;
+        let news = News::already_ran(remove);
+        leader.publisher.tell(&seen.object, &news, leader.clock.wall());
+    }
     if let Some(dress) = course.dress.as_ref().filter(|_| holds()) {
         // Before it is sent: whether it arrives may never be known.
         leader.ledger.dresses(&seen.id, dress.badged());

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::discovery::v1::EndpointSlice, apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
@@ -16,11 +17,11 @@ use super::{
     observe::Seen,
 };
 use crate::{
-    api::{self, ConsulLock},
+    api::{self, ConsulLock, GateSettings},
     clock::Instant,
     election::{
-        self, Badged, Choice, Election, Leader, Refusal, Rules, SLICE_TOKEN_ANNOTATION, Slices,
-        Strategy,
+        self, Badged, Candidate, Choice, Election, GatePolicy, Leader, Origin, Refusal, Rules, Run,
+        SLICE_TOKEN_ANNOTATION, Slices, Strategy,
     },
     keeper::Stance,
     lock::EndReason,
@@ -36,6 +37,10 @@ pub(super) struct Course {
     pub(super) strip: Vec<Strip>,
     /// What is wanted of the key; `None`: nothing is decided.
     pub(super) stance: Option<Stance>,
+    /// What the present tenure is to record when it ends.
+    pub(super) at_end: Option<(FencingToken, Vec<u8>)>,
+    /// Jobs to be removed, for their firing has run already.
+    pub(super) remove: Vec<Remove>,
     /// A pod to be given label and token.
     pub(super) dress: Option<Dress>,
     /// A pod whose gate is to be opened.
@@ -77,6 +82,16 @@ pub(super) struct Dress {
     pub(super) token: FencingToken,
 }
 
+/// A Job whose firing has run already, and its pod that waits at the gate.
+#[derive(Debug, PartialEq)]
+pub(super) struct Remove {
+    pub(super) job: Arc<str>,
+    pub(super) uid: Arc<str>,
+    pub(super) scheduled: Timestamp,
+    /// Where it ran, in words.
+    pub(super) place: String,
+}
+
 /// The pod that is to start.
 #[derive(Debug, PartialEq)]
 pub(super) struct Open {
@@ -112,6 +127,8 @@ pub(super) struct Told {
     pub(super) election: Option<Election>,
     /// Pods are wanted and have not been listed.
     pub(super) pods_unknown: bool,
+    /// The record of runs cannot be read, so nothing starts.
+    pub(super) unreadable: Option<String>,
     /// How the traffic is routed, if it is to be.
     pub(super) routing: Option<Routing>,
 }
@@ -154,7 +171,7 @@ pub(super) enum May<'a> {
 }
 
 /// What is to be done about the pods and the traffic of a claim.
-pub(super) fn course(seen: &Seen, may: &May<'_>, now: Instant) -> Course {
+pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) -> Course {
     let pods = &seen.electorate;
     let settings = match may {
         May::Contend(settings) | May::StandBy(settings) | May::Undecided(settings) => {
@@ -177,10 +194,16 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, now: Instant) -> Course {
     Course {
         retreat: traffic.retreat,
         strip: strip(pods, wearer, delete_lost),
+        at_end: at_end(seen, cluster),
+        remove: remove(pods, cluster),
         dress: dress(pods, wearer),
         open: open(pods, wearer, settings),
         advance: traffic.advance,
         told: Told {
+            unreadable: match &pods.runs_read {
+                Some(Err(unreadable)) => Some(unreadable.to_string()),
+                _ => None,
+            },
             pods_unknown: stance.is_none() && !matches!(may, May::Nothing | May::Undecided(_)),
             election,
             routing: traffic.told,
@@ -212,6 +235,10 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
     let election =
         election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);
     let stance = match &election.choice {
+        // That it has succeeded can be recorded only once the record was read.
+        _ if succeeded(pods).is_some() && pods.runs_read != Some(Ok(())) => {
+            pods.standing.leader().and_then(|leader| keep(leader, EndReason::PodFinished))
+        }
         Choice::Keep(leader) => keep(leader, EndReason::NoCandidate),
         Choice::Elect { leader, instead } => keep(leader, *instead),
         Choice::Nobody { reason, .. } => Some(Stance::StandBy(*reason)),
@@ -226,7 +253,10 @@ fn rules(candidates: &api::CandidatesSettings) -> Rules {
             false => Strategy::OldestReady,
         },
         preempt: candidates.preempt,
-        gated: candidates.gated,
+        gate: candidates.gate.map(|gate| match gate {
+            GateSettings::EachInTurn => GatePolicy::EachInTurn,
+            GateSettings::OncePerSchedule => GatePolicy::OncePerSchedule,
+        }),
         container: candidates.container.clone(),
         unready_after: candidates.unready_after,
         unreachable_after: candidates.unreachable_after,
@@ -273,6 +303,53 @@ fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
     })
 }
 
+/// The run of the present leader, if it succeeded and a CronJob had made it for some time.
+fn succeeded(pods: &Electorate) -> Option<(&Candidate, &Arc<str>, Timestamp)> {
+    let pod = pods.present.as_ref()?.pod.as_ref().filter(|pod| pod.succeeded)?;
+    match &pod.origin {
+        Origin::Job { name, scheduled: Some(scheduled), .. } => Some((pod, name, *scheduled)),
+        _ => None,
+    }
+}
+
+fn at_end(seen: &Seen, cluster: &str) -> Option<(FencingToken, Vec<u8>)> {
+    let pods = &seen.electorate;
+    let (Standing::Held { token, .. }, Some(Ok(()))) = (&pods.standing, &pods.runs_read) else {
+        return None;
+    };
+    let (pod, job, scheduled) = succeeded(pods)?;
+    let run = Run {
+        scheduled,
+        cluster: cluster.to_owned(),
+        namespace: seen.object.namespace().unwrap_or_default(),
+        job: job.to_string(),
+        pod: pod.name.to_string(),
+        token: Run::token(*token),
+    };
+    Some((*token, pods.runs.with(run).write()))
+}
+
+/// The Jobs whose pods wait for what has been done; but for those that did it.
+fn remove(pods: &Electorate, cluster: &str) -> Vec<Remove> {
+    let waiting = pods.candidates.iter().filter(|pod| pod.gated && !pod.deleting);
+    let remove = waiting.filter_map(|pod| {
+        let Origin::Job { name, uid, scheduled: Some(scheduled) } = &pod.origin else {
+            return None;
+        };
+        let run = pods.runs.find(*scheduled)?;
+        let is_itself = run.is_some_and(|run| run.job == **name && run.cluster == cluster);
+        (!is_itself).then(|| Remove {
+            job: Arc::clone(name),
+            uid: Arc::clone(uid),
+            scheduled: *scheduled,
+            place: run.map_or_else(|| "a pod long ago".to_owned(), Run::place),
+        })
+    });
+    let mut remove: Vec<Remove> = remove.collect();
+    remove.dedup_by(|a, b| a.uid == b.uid);
+    remove
+}
+
 fn open(
     pods: &Electorate,
     wearer: Option<&Arc<Leader>>,
@@ -281,8 +358,13 @@ fn open(
     let (wearer, Standing::Held { .. }) = (wearer?, &pods.standing) else { return None };
     let present = pods.present.as_ref().filter(|present| present.exists)?;
     let waits = present.pod.as_ref().is_some_and(|pod| pod.gated && !pod.deleting);
-    let has_gate = settings?.candidates.as_ref().is_some_and(|candidates| candidates.gated);
-    (waits && has_gate).then(|| Open { pod: Arc::clone(&wearer.pod), uid: Arc::clone(&wearer.uid) })
+    let gate = settings?.candidates.as_ref()?.gate?;
+    // What has run is known to the present tenure alone.
+    let may_run = match gate {
+        GateSettings::EachInTurn => true,
+        GateSettings::OncePerSchedule => pods.runs_read == Some(Ok(())),
+    };
+    (waits && may_run).then(|| Open { pod: Arc::clone(&wearer.pod), uid: Arc::clone(&wearer.uid) })
 }
 
 #[derive(Default)]

@@ -12,10 +12,13 @@ use super::{
     kinds::{self, Pod},
 };
 use crate::{
-    api::{self, ConsulLock},
+    api::{self, ConsulLock, GateSettings},
     clock::Instant,
     consul::Consul,
-    election::{self, Backend, Badged, Candidate, MANAGED_BY, MANAGED_BY_LABEL, Present, Reach},
+    election::{
+        self, Backend, Badged, Candidate, MANAGED_BY, MANAGED_BY_LABEL, Origin, Present, Reach,
+        Runs, Unreadable,
+    },
     keeper::{ClaimId, KeeperView, LockView, RecordedTenure},
     names::FencingToken,
 };
@@ -32,6 +35,10 @@ pub(super) struct Electorate {
     pub(super) present: Option<Present>,
     /// Where the leader listens, while its pod exists.
     pub(super) backend: Option<Backend>,
+    /// What has run, as far as this leader knows, of a claim with `OncePerSchedule`.
+    pub(super) runs: Runs,
+    /// Whether the present tenure has read that; what is wrong with it.
+    pub(super) runs_read: Option<Result<(), Unreadable>>,
     /// The pods that carry, or may carry, the claim's label or token.
     pub(super) badged: Vec<Badged>,
     pub(super) traffic: Traffic,
@@ -54,7 +61,12 @@ pub(super) struct Traffic {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Standing {
     /// A tenure that may be relied on.
-    Held { leader: Option<Arc<election::Leader>>, token: FencingToken, began: Instant },
+    Held {
+        leader: Option<Arc<election::Leader>>,
+        token: FencingToken,
+        began: Instant,
+        record: Option<Arc<[u8]>>,
+    },
     /// An earlier controller recorded a tenure for this leader; it is being adopted.
     Adopting { leader: Option<Arc<election::Leader>> },
     /// There is none. `lost`: the pod whose tenure was lost last, rather than given up in order.
@@ -75,9 +87,12 @@ impl Standing {
             (_, Some(recorded)) if adopting => Standing::Adopting { leader: recorded.leader },
             (None, _) => Standing::None { lost: None },
             (Some(view), _) => match (&view.lock, view.token(now)) {
-                (LockView::Held { leader, began, .. }, Some(token)) => {
-                    Standing::Held { leader: leader.clone(), token, began: *began }
-                }
+                (LockView::Held { leader, began, record, .. }, Some(token)) => Standing::Held {
+                    leader: leader.clone(),
+                    token,
+                    began: *began,
+                    record: record.clone(),
+                },
                 (LockView::Held { leader, .. }, None) => {
                     Standing::None { lost: leader.as_ref().map(|leader| Arc::clone(&leader.pod)) }
                 }
@@ -114,17 +129,31 @@ pub(super) fn electorate<C: Consul>(
 ) -> Electorate {
     let caches = &leader.caches;
     let wanted = settings.and_then(|settings| settings.candidates.as_ref());
+    let once = wanted.is_some_and(|wanted| wanted.gate == Some(GateSettings::OncePerSchedule));
+    let (runs, runs_read) = match once {
+        true => runs(leader, id, &standing),
+        false => (Runs::default(), None),
+    };
+    let seen = |pod: &Pod, matches| {
+        let mut candidate = pod.candidate(matches, reach(caches, pod.node().as_deref()));
+        if once {
+            candidate.origin = origin(caches, pod);
+            let due = candidate.origin.scheduled();
+            candidate.already_ran = due.is_some_and(|due| runs.find(due).is_some());
+        }
+        candidate
+    };
     let candidates = wanted.map(|wanted| {
         let pods = caches.pods.by(&kinds::candidates_of(&name.namespace, wanted.label.as_ref()));
         let matching = pods.iter().filter(|pod| wanted.selector.matches(pod.labels()));
-        matching.map(|pod| pod.candidate(true, reach(caches, pod.node().as_deref()))).collect()
+        matching.map(|pod| seen(pod, true)).collect()
     });
     let selects = |pod: &Pod| wanted.is_some_and(|wanted| wanted.selector.matches(pod.labels()));
     let present = standing.leader().map(|elected| {
         let (pod, exists) = find(caches, &elected.uid);
         let node = pod.as_ref().and_then(|pod| pod.node()).or_else(|| elected.node.clone());
         let reach = reach(caches, node.as_deref());
-        let pod = pod.map(|pod| pod.candidate(selects(&pod), reach));
+        let pod = pod.map(|pod| seen(&pod, selects(&pod)));
         let unready = exists && pod.as_ref().is_some_and(|pod| pod.ready_since.is_none());
         let away = !exists || reach == Reach::Unreachable;
         let (unready_since, unreachable_since) =
@@ -139,13 +168,43 @@ pub(super) fn electorate<C: Consul>(
         }
     }
     Electorate {
-        known: caches.pods.is_synced(),
+        known: caches.pods.is_synced() && (!once || caches.jobs.is_synced()),
         candidates: candidates.unwrap_or_default(),
         backend: backend(caches, &standing),
         traffic: traffic(caches, leader.ledger.filled(id), &name.namespace, claim, settings),
         present,
+        runs,
+        runs_read,
         badged,
         standing,
+    }
+}
+
+/// What has run: what the present tenure read, or an earlier one.
+fn runs<C: Consul>(
+    leader: &Leader<C>,
+    id: &ClaimId,
+    standing: &Standing,
+) -> (Runs, Option<Result<(), Unreadable>>) {
+    let Standing::Held { record: Some(record), .. } = standing else {
+        return (leader.ledger.runs(id), None);
+    };
+    match Runs::read(record) {
+        Ok(runs) => {
+            leader.ledger.learns(id, &runs);
+            (runs, Some(Ok(())))
+        }
+        Err(unreadable) => (leader.ledger.runs(id), Some(Err(unreadable))),
+    }
+}
+
+fn origin(caches: &Caches, pod: &Pod) -> Origin {
+    match pod.job() {
+        None => Origin::Other,
+        Some(job) => {
+            let job = caches.jobs.by(&kinds::uid(job)).pop();
+            job.map_or(Origin::UnknownJob, |job| job.origin())
+        }
     }
 }
 

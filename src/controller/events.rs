@@ -18,7 +18,7 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::writer::Writer;
+use super::{course::Remove, writer::Writer};
 use crate::{
     api::{ConsulLock, ConsulLockStatus},
     keeper::KeeperView,
@@ -48,6 +48,13 @@ impl News {
             note.pop();
         }
         News { warning, reason, note }
+    }
+
+    /// A Job was removed whose firing has run already.
+    pub(super) fn already_ran(remove: &Remove) -> News {
+        let Remove { job, scheduled, place, .. } = remove;
+        let note = format!("removed Job {job}: what was due at {scheduled} ran in {place}");
+        News::new(false, "AlreadyRan", note)
     }
 
     /// The claim went without a clean release. `view`: what its keepers knew last.
@@ -133,6 +140,7 @@ fn standing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         "LockDelay" => (false, "LockDelay"),
         "Paused" => (false, "Paused"),
         "NoCandidate" => (true, "NoCandidate"),
+        "RunsUnreadable" => (true, "RunsUnreadable"),
         "KeyConflict" => (true, "KeyConflict"),
         "KeyNotAllowed" => (true, "KeyNotAllowed"),
         "InvalidSpec" => (true, "InvalidSpec"),

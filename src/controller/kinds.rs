@@ -22,7 +22,7 @@ use super::cache::{Cached, ObjectName};
 use crate::{
     api::ConsulLock,
     election::{
-        BADGE, Badged, Candidate, Container, GATE, MANAGED_BY, MANAGED_BY_LABEL,
+        BADGE, Badged, Candidate, Container, GATE, MANAGED_BY, MANAGED_BY_LABEL, Origin,
         PRIORITY_ANNOTATION, Reach, SERVICE_LABEL, claim_of_annotation, claim_of_label, label,
         token_annotation,
     },
@@ -143,6 +143,17 @@ struct NodeStatus {
     conditions: Vec<ConditionSeen>,
 }
 
+/// A Job, as far as it matters to `OncePerSchedule`.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Deserialize)]
+#[resource(inherit = "k8s_openapi::api::batch::v1::Job")]
+pub(super) struct Job {
+    pub(super) metadata: ObjectMeta,
+}
+
+/// When the CronJob was due that made a Job.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#batch-kubernetes-io-cronjob-scheduled-timestamp>
+const SCHEDULED_ANNOTATION: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
+
 /// <https://kubernetes.io/docs/reference/labels-annotations-taints/#node-kubernetes-io-out-of-service>
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
@@ -181,9 +192,14 @@ pub(super) fn of_service(namespace: &str, service: &str) -> String {
     format!("service {namespace} {service}")
 }
 
-/// The key of the slices that belong to a claim.
+/// The key of what an object owns: of a claim its slices, of a Job its pods.
 pub(super) fn owned_by(uid: &str) -> String {
     format!("owner {uid}")
+}
+
+/// The key of what an object owns, by the key of its UID.
+pub(super) fn owned_by_key(key: &str) -> Option<String> {
+    key.strip_prefix("uid ").map(owned_by)
 }
 
 /// The key by which the pods that a claim may elect are found.
@@ -232,6 +248,7 @@ impl Cached for Pod {
         }
         keys.extend(self.metadata.uid.as_deref().map(uid));
         keys.extend(self.spec.node_name.as_deref().map(on_node));
+        keys.extend(self.job().map(owned_by));
         keys
     }
 
@@ -249,6 +266,16 @@ impl Cached for Node {
 
     fn is_same(&self, other: &Node) -> bool {
         self.reach() == other.reach()
+    }
+}
+
+impl Cached for Job {
+    fn keys(&self) -> Vec<String> {
+        self.metadata.uid.as_deref().map(uid).into_iter().collect()
+    }
+
+    fn is_same(&self, other: &Job) -> bool {
+        self.annotations() == other.annotations()
     }
 }
 
@@ -287,10 +314,20 @@ impl Pod {
             name: metadata.name,
             namespace: metadata.namespace,
             resource_version: metadata.resource_version,
+            owner_references: metadata.owner_references.map(|mut owners| {
+                owners.retain(|owner| owner.kind == "Job" && owner.controller == Some(true));
+                owners
+            }),
             uid: metadata.uid,
             ..ObjectMeta::default()
         };
         self.status.conditions.retain(|condition| condition.kind == "Ready");
+    }
+
+    /// The UID of the Job that made it.
+    pub(super) fn job(&self) -> Option<&str> {
+        let mut owners = self.owner_references().iter();
+        owners.find(|owner| owner.kind == "Job").map(|owner| owner.uid.as_str())
     }
 
     /// The pod as an election sees it. `matches`: whether the claim's selector does.
@@ -306,6 +343,9 @@ impl Pod {
             ready_since: ready(&self.status.conditions),
             gated: self.spec.scheduling_gates.iter().any(|gate| gate.name == GATE),
             finished: self.status.is_final(),
+            succeeded: self.status.is_final() && self.status.phase == "Succeeded",
+            origin: Origin::Other,
+            already_ran: false,
             priority: priority.and_then(|text| text.trim().parse().ok()).unwrap_or(0),
             containers: self.status.container_statuses.iter().map(container).collect(),
             reach,
@@ -339,6 +379,34 @@ impl Pod {
             Some((port.name.clone()?, protocol, port.container_port))
         });
         named.collect()
+    }
+}
+
+impl Job {
+    /// Drops what is not used.
+    pub(super) fn slim(&mut self) {
+        let metadata = std::mem::take(&mut self.metadata);
+        self.metadata = ObjectMeta {
+            annotations: metadata.annotations.map(|mut annotations| {
+                annotations.retain(|key, _| key == SCHEDULED_ANNOTATION);
+                annotations
+            }),
+            name: metadata.name,
+            namespace: metadata.namespace,
+            resource_version: metadata.resource_version,
+            uid: metadata.uid,
+            ..ObjectMeta::default()
+        };
+    }
+
+    /// As the origin of its pods.
+    pub(super) fn origin(&self) -> Origin {
+        let scheduled = self.annotations().get(SCHEDULED_ANNOTATION);
+        Origin::Job {
+            name: self.name_any().into(),
+            uid: self.uid().unwrap_or_default().into(),
+            scheduled: scheduled.and_then(|text| text.parse().ok()),
+        }
     }
 }
 

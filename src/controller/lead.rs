@@ -12,7 +12,8 @@ use super::{
     apply::{Applied, apply},
     cache::{Cached, ObjectName, Touched},
     events::news,
-    kinds, merge_patch,
+    kinds::{self, Pod},
+    merge_patch,
     observe::{Observed, Seen, observe},
     plan::{ClaimPlan, Plan, plan},
     queue::Queue,
@@ -77,6 +78,7 @@ impl<C: Consul> Leader<C> {
         let mut nodes = caches.nodes.subscribe();
         let mut services = caches.services.subscribe();
         let mut slices = caches.slices.subscribe();
+        let mut jobs = caches.jobs.subscribe();
         caches.claims.wait_until_synced().await;
         let others = async {
             caches.namespaces.wait_until_synced().await;
@@ -84,6 +86,7 @@ impl<C: Consul> Leader<C> {
             caches.nodes.wait_until_synced().await;
             caches.services.wait_until_synced().await;
             caches.slices.wait_until_synced().await;
+            caches.jobs.wait_until_synced().await;
         };
         if let Err(elapsed) = self.clock.timeout(OTHERS, others).await {
             tracing::warn!("starting without all of the other watches: {elapsed}");
@@ -145,6 +148,12 @@ impl<C: Consul> Leader<C> {
                         None => return LeadError::CachesGone,
                     }
                 }
+                touched = jobs.recv() => {
+                    match self.concerned(touched, |job| self.of_job(&job.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
                 () = &mut telling => {}
                 () = &mut panicked => return LeadError::KeeperPanicked,
                 () = async {
@@ -187,7 +196,17 @@ impl<C: Consul> Leader<C> {
 
     /// The claims that have asked for a pod on this node.
     fn on_node(&self, node: &str) -> Vec<ObjectName> {
-        let pods = self.caches.pods.by(&kinds::on_node(node));
+        self.askers_of(&self.caches.pods.by(&kinds::on_node(node)))
+    }
+
+    /// The claims that have asked for a pod of this Job.
+    fn of_job(&self, keys: &[String]) -> Vec<ObjectName> {
+        let owned = keys.iter().filter_map(|key| kinds::owned_by_key(key));
+        let pods: Vec<Arc<Pod>> = owned.flat_map(|key| self.caches.pods.by(&key)).collect();
+        self.askers_of(&pods)
+    }
+
+    fn askers_of(&self, pods: &[Arc<Pod>]) -> Vec<ObjectName> {
         let mut names: Vec<ObjectName> =
             pods.iter().flat_map(|pod| self.askers(&pod.keys())).collect();
         names.sort_unstable();
@@ -274,6 +293,7 @@ impl<C: Consul> Leader<C> {
                 deleting,
                 view: applied.view.as_ref(),
                 nobody: planned.course.told.nobody(),
+                unreadable: planned.course.told.unreadable.as_deref(),
                 pods_unknown: planned.course.told.pods_unknown,
                 recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,

@@ -14,7 +14,12 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
 use super::cache::ObjectName;
-use crate::{api::ConsulLock, clock::Instant, election::Badged, keeper::ClaimId};
+use crate::{
+    api::ConsulLock,
+    clock::Instant,
+    election::{Badged, Runs},
+    keeper::ClaimId,
+};
 
 /// Everything remembered, by claim.
 #[derive(Default)]
@@ -40,6 +45,8 @@ struct Entry {
     /// Slices that were given an endpoint, or may have been, and were not emptied since; as they
     /// would be without it.
     filled: Vec<EndpointSlice>,
+    /// What has run, as the last tenure read it.
+    runs: Runs,
 }
 
 /// What was noticed of a leader, by its UID.
@@ -63,6 +70,7 @@ impl Ledger {
             noticed: Noticed::default(),
             worn: Vec::new(),
             filled: Vec::new(),
+            runs: Runs::default(),
         });
         let since = entry.since;
         books.by_name.entry(name.clone()).or_default().insert(id.clone());
@@ -142,6 +150,18 @@ impl Ledger {
     /// The slices that may have an endpoint, whatever the cache says.
     pub(super) fn filled(&self, id: &ClaimId) -> Vec<EndpointSlice> {
         self.books().claims.get(id).map(|entry| entry.filled.clone()).unwrap_or_default()
+    }
+
+    /// Remembers what has run.
+    pub(super) fn learns(&self, id: &ClaimId, runs: &Runs) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.runs.clone_from(runs);
+        }
+    }
+
+    /// What has run, as far as is known; what is known stays true.
+    pub(super) fn runs(&self, id: &ClaimId) -> Runs {
+        self.books().claims.get(id).map(|entry| entry.runs.clone()).unwrap_or_default()
     }
 
     /// The newest that is known of a claim, given what the cache holds.

@@ -1,7 +1,7 @@
 //! The controller: turns claims into keepers, and what keepers know into statuses.
 //!
 //! It has two layers. [`Controller::watch`] keeps the caches of ConsulLocks, Namespaces, pods, nodes,
-//! Services and EndpointSlices and runs on every replica, so that a standby knows everything when its turn comes.
+//! Services, EndpointSlices and Jobs and runs on every replica, so that a standby knows everything when its turn comes.
 //! [`Controller::lead`] acts, and runs only while this replica leads: whoever calls it drops the
 //! future when leadership is lost, and with it every keeper; nothing is released then, for the next
 //! leader adopts what the statuses record.
@@ -83,7 +83,7 @@ pub use writer::{Class, MayAct, WriteError};
 
 use cache::{Cache, Cached};
 use events::Publisher;
-use kinds::{Node, Pod};
+use kinds::{Job, Node, Pod};
 use ledger::Ledger;
 use writer::Writer;
 
@@ -146,6 +146,9 @@ pub enum Error {
     /// The elected pod still waits at its gate.
     #[error("cannot open the elected pod's gate")]
     OpenGate(#[source] WriteError),
+    /// A Job is still there whose firing has run elsewhere.
+    #[error("cannot remove a Job whose firing has run already")]
+    RemoveJob(#[source] WriteError),
     /// Traffic does not go to the elected pod yet.
     #[error("cannot put the elected pod into an EndpointSlice")]
     FillSlice(#[source] WriteError),
@@ -164,6 +167,7 @@ impl Error {
             | Error::StripPod(source)
             | Error::DressPod(source)
             | Error::OpenGate(source)
+            | Error::RemoveJob(source)
             | Error::FillSlice(source)
             | Error::PatchStatus(source) => source.class(),
         }
@@ -177,6 +181,7 @@ struct Caches {
     nodes: Cache<Node>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
+    jobs: Cache<Job>,
 }
 
 /// Everything that belongs to one term of leadership.
@@ -213,6 +218,7 @@ impl<C: Consul> Controller<C> {
             nodes: Cache::new("nodes", 1),
             services: Cache::new("services", watches),
             slices: Cache::new("endpointslices", watches),
+            jobs: Cache::new("jobs", watches),
         });
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
@@ -246,6 +252,7 @@ impl<C: Consul> Controller<C> {
                     self.follow_in(&caches.pods, namespace, Pod::slim),
                     self.follow_in(&caches.services, namespace, kinds::slim_service),
                     self.follow_in(&caches.slices, namespace, kinds::slim_slice),
+                    self.follow_in(&caches.jobs, namespace, Job::slim),
                 )
             }
         };

@@ -18,8 +18,10 @@ use crate::{
     api::{self, ConsulLock, FINALIZER, GoDuration, Phase, SpecError},
     clock::Instant,
     consul::Behavior,
+    election::RECORD_SUFFIX,
     keeper::{
-        AcquireSettings, ClaimId, Payload, Recorded, SessionSettings, Stance, StopState, Wanted,
+        AcquireSettings, ClaimId, Payload, Record, Recorded, SessionSettings, Stance, StopState,
+        Wanted,
     },
     lock::EndReason,
     names::{Key, NodeName, SessionName},
@@ -157,7 +159,7 @@ pub(super) fn plan(observed: &Observed, config: &Config) -> Plan {
 fn keep(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
     let claim = &seen.object;
     let judged = judge(seen, config);
-    let course = course(seen, &judged.may(), now);
+    let course = course(seen, &judged.may(), &config.cluster, now);
     let keepers = match wanted(claim, &judged, &course, config) {
         Some(wanted) => {
             let wanted = Box::new(wanted);
@@ -203,7 +205,7 @@ fn part(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
         } else {
             FinalizerStep::Keep
         },
-        course: course(seen, &May::Nothing, now),
+        course: course(seen, &May::Nothing, &config.cluster, now),
         keepers,
         judged: judge(seen, config),
     }
@@ -268,7 +270,17 @@ fn meaning(seen: &Seen, config: &Config) -> Result<(api::Settings, Key), SpecErr
             config.key_prefix.default_key(&namespace, &claim.name_any())?
         }
     };
+    if settings.candidates.as_ref().and_then(|one| one.gate)
+        == Some(api::GateSettings::OncePerSchedule)
+    {
+        Key::new(&format!("{key}{RECORD_SUFFIX}"))?;
+    }
     Ok((settings, key))
+}
+
+/// The key of the record of runs; `None` if it would be too long.
+fn record_key(key: &Key) -> Option<Key> {
+    Key::new(&format!("{key}{RECORD_SUFFIX}")).ok()
 }
 
 /// The claim gave up contending, and its spec has not changed since.
@@ -331,6 +343,11 @@ fn wanted(claim: &ConsulLock, judged: &Judged, course: &Course, config: &Config)
         },
         payload: payload(claim, &settings.value, config),
         stance: course.stance.clone()?,
+        record: settings.candidates.as_ref().and_then(|candidates| {
+            let once = candidates.gate == Some(api::GateSettings::OncePerSchedule);
+            let key = record_key(key).filter(|_| once)?;
+            Some(Record { key, at_end: course.at_end.clone() })
+        }),
         attempt: claim.metadata.generation.unwrap_or_default(),
     })
 }
@@ -376,6 +393,7 @@ fn left_behind(claim: &ConsulLock, config: &Config) -> Option<(Wanted, Recorded)
         acquire: AcquireSettings::default(),
         payload: payload(claim, "", config),
         stance: Stance::StandBy(EndReason::Stopped),
+        record: None,
         attempt: claim.metadata.generation.unwrap_or_default(),
     };
     Some((wanted, recorded))

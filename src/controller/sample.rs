@@ -14,7 +14,7 @@ use crate::{
     api::{ConsulLock, FINALIZER},
     clock::Instant,
     consul::{Class, Operation},
-    election::{ContainerMark, Leader},
+    election::{ContainerMark, Leader, Runs},
     keeper::{
         EndedTenure, KeeperView, KeySeen, LockView, SeenHolder, SessionHealth, SessionView, Trouble,
     },
@@ -99,7 +99,10 @@ pub(super) fn contending(lock: LockView, key: KeySeen) -> KeeperView {
 pub(super) fn holding(token: u64) -> KeeperView {
     let since = wall(5) + Duration::from_millis(250);
     let token = FencingToken::new(token);
-    contending(LockView::Held { token, since, began: at(5), leader: None }, KeySeen::Ours)
+    contending(
+        LockView::Held { token, since, began: at(5), leader: None, record: None },
+        KeySeen::Ours,
+    )
 }
 
 /// The pod of this name, as it was elected.
@@ -125,6 +128,8 @@ pub(super) fn electorate(standing: Standing) -> Electorate {
         candidates: Vec::new(),
         present: None,
         backend: None,
+        runs: Runs::default(),
+        runs_read: None,
         badged: Vec::new(),
         traffic: Traffic { known: true, ..Traffic::default() },
     }

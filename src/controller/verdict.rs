@@ -24,6 +24,8 @@ pub(super) struct Facts<'a> {
     pub(super) view: Option<&'a KeeperView>,
     /// Why none of its pods may be elected, if that is so.
     pub(super) nobody: Option<&'a str>,
+    /// What is wrong with the record of runs beside the key, of a claim that needs it.
+    pub(super) unreadable: Option<&'a str>,
     /// It has candidates, and the pods have not been listed.
     pub(super) pods_unknown: bool,
     /// The status speaks of a tenure of the claim's.
@@ -88,6 +90,7 @@ pub(super) enum Reason {
     Paused,
     PodsUnknown,
     Releasing,
+    RunsUnreadable,
     Starting,
 }
 
@@ -114,6 +117,7 @@ impl Reason {
             Reason::Paused => "Paused",
             Reason::PodsUnknown => "PodsUnknown",
             Reason::Releasing => "Releasing",
+            Reason::RunsUnreadable => "RunsUnreadable",
             Reason::Starting => "Starting",
         }
     }
@@ -168,6 +172,7 @@ const RULES: &[Rule] = &[
     handing_over,
     invalid_spec,
     key_not_allowed,
+    runs_unreadable,
     held,
     namespace_unknown,
     pods_unknown,
@@ -231,6 +236,13 @@ fn key_not_allowed(facts: &Facts<'_>) -> Option<Verdict> {
         return None;
     };
     Some(Verdict::new(Phase::Failed, Truth::False, Reason::KeyNotAllowed, message))
+}
+
+/// The pod that was elected does not start: it may have run already.
+fn runs_unreadable(facts: &Facts<'_>) -> Option<Verdict> {
+    let _token = facts.view?.token(facts.now)?;
+    let message = facts.unreadable?;
+    Some(Verdict::new(Phase::Held, Truth::False, Reason::RunsUnreadable, message))
 }
 
 fn held(facts: &Facts<'_>) -> Option<Verdict> {
@@ -440,6 +452,7 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::NoCandidate => "no pod may be elected",
         EndReason::Preempted => "a better candidate takes over",
         EndReason::PodFinished => "the elected pod has finished",
+        EndReason::AlreadyRan => "what the elected pod was to do has been done elsewhere",
         EndReason::PodDied => "the elected pod has ended",
         EndReason::PodDeleted => "the elected pod was deleted and has ended",
         EndReason::PodUnreachable => "the elected pod was out of reach for too long",

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice, events::v1::Event};
+use k8s_openapi::api::{
+    batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice, events::v1::Event,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -10,7 +12,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::course::{Dress, Open, Strip};
+use super::course::{Dress, Open, Remove, Strip};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::{Clock, Elapsed},
@@ -191,6 +193,19 @@ impl Writer {
         let preconditions = Some(Preconditions { uid, resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+    }
+
+    /// Removes a Job, and what it made.
+    pub(super) async fn remove_job(
+        &self,
+        namespace: &str,
+        remove: &Remove,
+    ) -> Result<(), WriteError> {
+        let jobs: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let uid = Some(remove.uid.to_string());
+        let preconditions = Some(Preconditions { uid, resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        done_if_gone(self.attempt(jobs.delete(&remove.job, &params)).await.map(drop))
     }
 
     /// Takes our scheduling gate off a pod, and leaves those of others.

@@ -8,6 +8,15 @@ use jiff::Timestamp;
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/>
 pub const GATE: &str = "consullock.dev/held";
 
+/// Whose turn it is at a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatePolicy {
+    /// Every pod has its turn.
+    EachInTurn,
+    /// Of what a CronJob made for one scheduled time, in whatever cluster, one run succeeds.
+    OncePerSchedule,
+}
+
 /// A pod that a claim may elect, or has elected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -31,11 +40,45 @@ pub struct Candidate {
     pub gated: bool,
     /// Whether its phase is Succeeded or Failed, and no container of it runs.
     pub finished: bool,
+    /// Whether it finished, and its phase is Succeeded.
+    pub succeeded: bool,
+    /// What made it.
+    pub origin: Origin,
+    /// Whether what it was made for has been done, by what was recorded.
+    pub already_ran: bool,
     /// What the kubelet reports of its containers; init containers, and with them native sidecars,
     /// aside.
     pub containers: Vec<Container>,
     /// What is known of its node.
     pub reach: Reach,
+}
+
+/// What made a pod, as far as it matters for `OncePerSchedule`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// No Job.
+    Other,
+    /// A Job that has not been seen yet.
+    UnknownJob,
+    /// A Job.
+    Job {
+        /// Its name.
+        name: Arc<str>,
+        /// Its UID.
+        uid: Arc<str>,
+        /// When it was due, if a CronJob made it for some time.
+        scheduled: Option<Timestamp>,
+    },
+}
+
+impl Origin {
+    /// When the pod's work was due.
+    pub fn scheduled(&self) -> Option<Timestamp> {
+        match self {
+            Origin::Job { scheduled, .. } => *scheduled,
+            Origin::Other | Origin::UnknownJob => None,
+        }
+    }
 }
 
 /// A container as the kubelet reported it last.
@@ -77,6 +120,10 @@ pub enum Ineligible {
     NotReady,
     /// It has done its work, or failed at it (`gate`).
     Finished,
+    /// It was made by a Job that has not been seen yet (`OncePerSchedule`).
+    UnknownJob,
+    /// What it was made for has been done (`OncePerSchedule`).
+    AlreadyRan,
 }
 
 impl Candidate {
@@ -92,11 +139,15 @@ impl Candidate {
     ///
     /// # Errors
     /// Why not.
-    pub fn eligibility_at_gate(&self) -> Result<(), Ineligible> {
+    pub fn eligibility_at_gate(&self, policy: GatePolicy) -> Result<(), Ineligible> {
         if self.deleting {
             Err(Ineligible::Deleting)
         } else if self.finished {
             Err(Ineligible::Finished)
+        } else if policy == GatePolicy::OncePerSchedule && self.origin == Origin::UnknownJob {
+            Err(Ineligible::UnknownJob)
+        } else if self.gated && self.already_ran {
+            Err(Ineligible::AlreadyRan)
         } else if self.reach != Reach::Reachable {
             Err(Ineligible::NodeAway)
         } else {
@@ -131,6 +182,8 @@ impl fmt::Display for Ineligible {
             Ineligible::NoSuchContainer => "without the container of candidates.container",
             Ineligible::NotReady => "not ready",
             Ineligible::Finished => "finished",
+            Ineligible::UnknownJob => "of a Job that has not been seen yet",
+            Ineligible::AlreadyRan => "whose firing has run already",
         })
     }
 }
@@ -149,6 +202,9 @@ pub(super) fn ready(name: &str, second: i64) -> Candidate {
         priority: 0,
         gated: false,
         finished: false,
+        succeeded: false,
+        origin: Origin::Other,
+        already_ran: false,
         containers: vec![Container {
             name: "app".into(),
             id: Some(format!("{name}-1").into()),
@@ -195,15 +251,27 @@ mod tests {
     #[test]
     fn a_gated_pod_may_be_elected_while_it_waits_and_while_it_works() {
         let waits = gated("a", 0);
-        assert_eq!(waits.eligibility_at_gate(), Ok(()));
+        assert_eq!(waits.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
         assert_eq!(waits.eligibility(None), Err(Ineligible::NotReady), "by a claim without gate");
         let works = Candidate { gated: false, node: Some("n-1".into()), ..waits.clone() };
-        assert_eq!(works.eligibility_at_gate(), Ok(()));
+        assert_eq!(works.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
         let away = Candidate { reach: Reach::Unreachable, ..works.clone() };
-        assert_eq!(away.eligibility_at_gate(), Err(Ineligible::NodeAway));
+        assert_eq!(away.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::NodeAway));
         let done = Candidate { finished: true, ..works };
-        assert_eq!(done.eligibility_at_gate(), Err(Ineligible::Finished));
+        assert_eq!(done.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::Finished));
         let going = Candidate { deleting: true, ..waits };
-        assert_eq!(going.eligibility_at_gate(), Err(Ineligible::Deleting));
+        assert_eq!(going.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::Deleting));
+    }
+
+    #[test]
+    fn a_firing_that_has_run_is_not_run_again_and_one_that_is_not_known_waits() {
+        let once = GatePolicy::OncePerSchedule;
+        let done = Candidate { already_ran: true, ..gated("a", 0) };
+        assert_eq!(done.eligibility_at_gate(once), Err(Ineligible::AlreadyRan));
+        let works = Candidate { gated: false, ..done };
+        assert_eq!(works.eligibility_at_gate(once), Ok(()), "it has begun");
+        let unknown = Candidate { origin: Origin::UnknownJob, ..gated("a", 0) };
+        assert_eq!(unknown.eligibility_at_gate(once), Err(Ineligible::UnknownJob));
+        assert_eq!(unknown.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{Candidate, Ineligible, Leader, Reach};
+use super::{Candidate, GatePolicy, Ineligible, Leader, Reach};
 use crate::{clock::Instant, lock::EndReason};
 
 /// How a claim wants its leader chosen.
@@ -19,7 +19,7 @@ pub struct Rules {
     /// The container whose end is the leader's; `None`: all.
     pub container: Option<Arc<str>>,
     /// Pods wait at a scheduling gate until they are elected, and lead until they have finished.
-    pub gated: bool,
+    pub gate: Option<GatePolicy>,
     /// A leader that is not Ready for this long steps down; `None`: never.
     pub unready_after: Option<Duration>,
     /// A leader that cannot be reached is replaced after this long; `None`: only on proof.
@@ -98,7 +98,8 @@ enum Word {
 
 type Rule = fn(&Present, &Ranking<'_>, &Rules, Instant) -> Option<Word>;
 
-const RULES: &[Rule] = &[died, unreachable, waits_for_its_end, unmatched, unready, outranked];
+const RULES: &[Rule] =
+    &[died, already_ran, unreachable, waits_for_its_end, unmatched, unready, outranked];
 
 /// Who should lead at `now`. `candidates`: all pods that match the claim's selector.
 pub fn elect(
@@ -154,6 +155,12 @@ fn died(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Wor
     }))
 }
 
+/// It was elected before anybody could know.
+fn already_ran(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+    let pod = present.pod.as_ref()?;
+    (pod.gated && pod.already_ran).then_some(Word::Goes(EndReason::AlreadyRan))
+}
+
 fn unreachable(present: &Present, _: &Ranking<'_>, rules: &Rules, now: Instant) -> Option<Word> {
     let (since, after) = present.unreachable_since.zip(rules.unreachable_after)?;
     (now >= since + after).then_some(Word::Goes(EndReason::PodUnreachable))
@@ -197,9 +204,9 @@ impl<'a> Ranking<'a> {
     fn of(candidates: &'a [Candidate], rules: &Rules) -> Ranking<'a> {
         let mut ranking = Ranking { eligible: Vec::new(), ineligible: BTreeMap::new() };
         for candidate in candidates {
-            let eligibility = match rules.gated {
-                true => candidate.eligibility_at_gate(),
-                false => candidate.eligibility(rules.container.as_deref()),
+            let eligibility = match rules.gate {
+                Some(policy) => candidate.eligibility_at_gate(policy),
+                None => candidate.eligibility(rules.container.as_deref()),
             };
             match eligibility {
                 Ok(()) => ranking.eligible.push(candidate),
@@ -214,9 +221,9 @@ impl<'a> Ranking<'a> {
         match self.eligible.first() {
             Some(first) => {
                 let why = self.why(first, rules);
-                let leader = match rules.gated {
-                    true => Leader::of_whole_pod(first, &why),
-                    false => Leader::of(first, rules.container.as_deref(), &why),
+                let leader = match rules.gate {
+                    Some(_) => Leader::of_whole_pod(first, &why),
+                    None => Leader::of(first, rules.container.as_deref(), &why),
                 };
                 Choice::Elect { leader: Arc::new(leader), instead: reason }
             }
@@ -227,8 +234,10 @@ impl<'a> Ranking<'a> {
     fn why(&self, first: &Candidate, rules: &Rules) -> String {
         let count = self.eligible.len();
         match (rules.strategy, count) {
-            (_, _) if rules.gated && !first.gated => "the pod that is past the gate".to_owned(),
-            (Strategy::OldestReady, 2..) if rules.gated => {
+            (_, _) if rules.gate.is_some() && !first.gated => {
+                "the pod that is past the gate".to_owned()
+            }
+            (Strategy::OldestReady, 2..) if rules.gate.is_some() => {
                 format!("the oldest of {count} pods at the gate")
             }
             (_, 1) => "the only pod that may be elected".to_owned(),
@@ -259,8 +268,10 @@ fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
     // Who works already goes before those that wait for their turn; without a gate nobody waits.
     let waits = a.gated.cmp(&b.gated);
     let readiness = |one: &Candidate| one.ready_since.map_or((true, None), |at| (false, Some(at)));
+    let due = |one: &Candidate| one.origin.scheduled();
     waits
         .then(by_priority)
+        .then_with(|| due(a).cmp(&due(b)))
         .then_with(|| readiness(a).cmp(&readiness(b)))
         .then_with(|| a.created.cmp(&b.created))
         .then_with(|| a.name.cmp(&b.name))
@@ -269,7 +280,10 @@ fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::candidate::{Container, gated, ready},
+        super::{
+            Origin,
+            candidate::{Container, gated, ready},
+        },
         *,
     };
 
@@ -284,7 +298,7 @@ mod tests {
             strategy: Strategy::OldestReady,
             preempt: false,
             container: None,
-            gated: false,
+            gate: None,
             unready_after: None,
             unreachable_after: Some(S * 30),
         }
@@ -462,7 +476,7 @@ mod tests {
 
     #[test]
     fn gated_pods_have_their_turns_in_the_order_of_their_age() {
-        let rules = Rules { gated: true, ..rules() };
+        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
         let pods = [gated("a", 9), gated("b", 3)];
         let election = elect(&pods, None, &rules, at(0));
         assert_eq!(chosen(&election).0, Some("b"));
@@ -487,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_gated_pod_that_was_deleted_before_it_ran_is_followed_at_once() {
-        let rules = Rules { gated: true, ..rules() };
+        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
         let pod = gated("a", 1);
         let leader = Arc::new(Leader::of_whole_pod(&pod, ""));
         let mut now = Present { leader, exists: false, ..present(&pod) };
@@ -496,5 +510,23 @@ mod tests {
         now.pod = None;
         let election = elect(&[gated("b", 2)], Some(&now), &rules, at(0));
         assert_eq!(chosen(&election), (Some("a"), None), "nobody knows what became of it");
+    }
+
+    #[test]
+    fn the_oldest_firing_has_its_turn_first_whatever_the_age_of_its_pod() {
+        let rules = Rules { gate: Some(GatePolicy::OncePerSchedule), ..rules() };
+        let of = |name: &str, created, due| {
+            let scheduled = jiff::Timestamp::from_second(due).ok();
+            let (job, uid) = (name.into(), name.into());
+            let origin = Origin::Job { name: job, uid, scheduled };
+            Candidate { origin, ..gated(name, created) }
+        };
+        let pods = [of("new", 1, 120), of("old", 9, 60)];
+        assert_eq!(chosen(&elect(&pods, None, &rules, at(0))).0, Some("old"));
+        let done = Candidate { already_ran: true, ..pods[1].clone() };
+        let leader = Arc::new(Leader::of_whole_pod(&done, ""));
+        let now = Present { leader, ..present(&done) };
+        let election = elect(&[pods[0].clone(), done], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("new"), Some(EndReason::AlreadyRan)));
     }
 }

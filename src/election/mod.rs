@@ -14,9 +14,11 @@ mod candidate;
 mod elect;
 mod leader;
 mod routing;
+mod runs;
 
 pub use badge::*;
 pub use candidate::*;
 pub use elect::*;
 pub use leader::*;
 pub use routing::*;
+pub use runs::*;

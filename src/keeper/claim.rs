@@ -231,6 +231,7 @@ impl<C: Consul> ClaimKeeper<C> {
         };
         self.lock.set_acquire(&wanted.acquire);
         self.lock.set_payload(wanted.payload);
+        self.lock.set_record(wanted.record);
         match stance {
             Stance::Contend { leader, instead } => {
                 self.lock.set_leader(leader, instead);

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Recorded, SeenHolder,
+    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Record, Recorded, SeenHolder,
     retry::Backoff,
     shared::{Answers, Shared},
     watch::{Feed, Sighting},
@@ -24,12 +24,14 @@ use crate::{
         key::{self, Effect, Event, Expect, KeyState, Lock, Seen, Settings, State, Tenure, Want},
         session::Loss,
     },
-    names::{Key, SessionId},
+    names::{FencingToken, Key, SessionId},
 };
 
 mod calls;
 
-use calls::{Answer, acquire, holders_session, pending_or, read, transact, written_index};
+use calls::{
+    Answer, acquire, holders_session, pending_or, read, transact, value_of, written_index,
+};
 
 /// How many ended tenures are remembered.
 const REMEMBERED: usize = 10;
@@ -45,6 +47,11 @@ pub(super) struct LockKeeper<C> {
     instead: EndReason,
     /// The pod that the present tenure, or the attempt at one, is for.
     tenant: Option<Arc<Leader>>,
+    record: Option<Record>,
+    /// What the record said when the present tenure began.
+    recorded: Option<Arc<[u8]>>,
+    /// The tenure that ended last.
+    last: Option<FencingToken>,
     machine: Lock,
     feed: Feed,
     session: Option<SessionId>,
@@ -63,6 +70,7 @@ pub(super) struct LockKeeper<C> {
     backoff: Backoff,
     call: Option<BoxFuture<'static, Answer>>,
     holder_call: Option<BoxFuture<'static, Option<SessionInfo>>>,
+    record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
 }
 
 /// The value of a held key: JSON, for other readers.
@@ -129,6 +137,9 @@ impl<C: Consul> LockKeeper<C> {
             leader: settings.leader,
             instead: EndReason::Preempted,
             tenant,
+            record: None,
+            recorded: None,
+            last: None,
             machine,
             feed,
             session: recorded.map(|recorded| recorded.session.clone()),
@@ -143,6 +154,7 @@ impl<C: Consul> LockKeeper<C> {
             backoff: Backoff::default(),
             call: None,
             holder_call: None,
+            record_call: None,
         };
         keeper.value = keeper.render_value();
         keeper
@@ -198,6 +210,26 @@ impl<C: Consul> LockKeeper<C> {
         self.hand_over_if_due();
     }
 
+    /// The key beside ours, and what is to be written into it.
+    pub(super) fn set_record(&mut self, record: Option<Record>) {
+        let key = |record: &Option<Record>| record.as_ref().map(|record| record.key.clone());
+        let is_another = key(&record) != key(&self.record);
+        self.record = record;
+        if is_another {
+            self.read_record();
+        }
+    }
+
+    /// Reads the record anew, if there is a tenure and it is wanted.
+    fn read_record(&mut self) {
+        self.recorded = None;
+        let held = matches!(self.state(), State::Held { .. });
+        self.record_call = self.record.as_ref().filter(|_| held).map(|record| {
+            let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
+            value_of(shared, answers, record.key.clone()).boxed()
+        });
+    }
+
     /// A tenure for somebody else than the leader gives way.
     fn hand_over_if_due(&mut self) {
         if matches!(self.state(), State::Held { .. }) && self.tenant != self.leader {
@@ -241,6 +273,11 @@ impl<C: Consul> LockKeeper<C> {
                 self.look_again();
                 None
             }
+            record = pending_or(&mut self.record_call) => {
+                self.record_call = None;
+                self.recorded = Some(record);
+                None
+            }
             info = pending_or(&mut self.holder_call) => {
                 self.holder_call = None;
                 self.learn_holder(info);
@@ -277,6 +314,7 @@ impl<C: Consul> LockKeeper<C> {
                 since: self.since,
                 began: tenure.since,
                 leader: self.tenant.clone(),
+                record: self.recorded.clone(),
             },
             State::HandingOver { reason, since } => LockView::HandingOver { reason, since },
             State::Releasing(reason) => LockView::Releasing { reason },
@@ -505,6 +543,9 @@ impl<C: Consul> LockKeeper<C> {
             self.holder = None;
             self.holders_delay = self.sessions_delay;
         }
+        if token(after) != token(before) {
+            self.read_record();
+        }
         match (before, after) {
             (_, State::Waiting(waiting)) => self.contending_since = waiting.since,
             (State::Held { .. }, State::Held { .. }) => {}
@@ -522,6 +563,7 @@ impl<C: Consul> LockKeeper<C> {
         if !reason.is_clean() {
             self.shared.metrics.lost(reason.as_str());
         }
+        self.last = Some(tenure.token);
         let ended = Arc::make_mut(&mut self.ended);
         if ended.len() == REMEMBERED {
             ended.remove(0);
@@ -533,6 +575,18 @@ impl<C: Consul> LockKeeper<C> {
             to: self.shared.clock.wall(),
             reason,
         });
+    }
+
+    /// What the tenure that is being given up has to say. Whoever is not the holder any more is
+    /// refused as a whole: the key is given up in the same transaction.
+    fn last_words(&self) -> Option<TxnOp> {
+        let record = self.record.as_ref()?;
+        let (token, value) = record.at_end.as_ref()?;
+        (self.last == Some(*token)).then(|| TxnOp::Set {
+            key: record.key.clone(),
+            value: value.clone(),
+            flags: 0,
+        })
     }
 
     fn since_as_written(&self) -> String {
@@ -593,11 +647,13 @@ impl<C: Consul> LockKeeper<C> {
             }
             Effect::BeginAnew { index } => {
                 let check = TxnOp::CheckIndex { key, index };
-                transact(shared, answers, vec![check, unlock, lock], Answer::BegunAnew).boxed()
+                let steps = [check].into_iter().chain(self.last_words()).chain([unlock, lock]);
+                transact(shared, answers, steps.collect(), Answer::BegunAnew).boxed()
             }
             Effect::ReleaseKey { index } => {
                 let check = TxnOp::CheckIndex { key, index };
-                transact(shared, answers, vec![check, unlock], Answer::Released).boxed()
+                let steps = [check].into_iter().chain(self.last_words()).chain([unlock]);
+                transact(shared, answers, steps.collect(), Answer::Released).boxed()
             }
         });
     }

@@ -76,8 +76,21 @@ pub struct Wanted {
     pub payload: Payload,
     /// Whether the key is wanted, and for whom.
     pub stance: Stance,
+    /// A key beside it, that only holders write.
+    pub record: Option<Record>,
     /// Another number makes a claim that failed contend again.
     pub attempt: i64,
+}
+
+/// A key beside the lock's, that only holders of the lock write. It is read consistently when a
+/// tenure begins, and shown in [`LockView::Held`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The key.
+    pub key: Key,
+    /// What the tenure of this token, when it is given up, writes into it: in the same transaction,
+    /// so by the holder or not at all.
+    pub at_end: Option<(FencingToken, Vec<u8>)>,
 }
 
 /// Whether a claim wants its key, and for whom.

@@ -323,6 +323,7 @@ fn wanted(who: usize, random: &Random) -> Wanted {
             value: String::new(),
         },
         stance: contend(0),
+        record: None,
         attempt: 1,
     }
 }

@@ -21,6 +21,7 @@ use crate::{
 mod faults;
 mod handing_over;
 mod holding;
+mod records;
 mod waiting;
 
 const S: Duration = Duration::from_secs(1);
@@ -273,6 +274,7 @@ fn wanted(name: &str) -> Wanted {
             value: String::new(),
         },
         stance: Stance::FOR_ITSELF,
+        record: None,
         attempt: 1,
     }
 }

@@ -80,6 +80,9 @@ pub enum LockView {
         began: Instant,
         /// The pod that it is for; `None`: the claim itself.
         leader: Option<Arc<Leader>>,
+        /// What the record beside the key says, empty if there is none; `None`: it was not read yet,
+        /// or is not wanted.
+        record: Option<Arc<[u8]>>,
     },
     /// One tenure of ours was ended, and another is being begun, with nobody between.
     HandingOver {

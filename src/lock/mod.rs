@@ -35,6 +35,8 @@ pub enum EndReason {
     Preempted,
     /// The pod that the tenure was for has done its work, or failed at it (`gate`).
     PodFinished,
+    /// What the pod was to do has been done elsewhere (`gate`).
+    AlreadyRan,
     /// There is proof of death of the pod that the tenure was for.
     PodDied,
     /// The pod was deleted, and has ended.
@@ -57,13 +59,14 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 15] = [
+    pub const ALL: [EndReason; 16] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
         EndReason::NoCandidate,
         EndReason::Preempted,
         EndReason::PodFinished,
+        EndReason::AlreadyRan,
         EndReason::PodDied,
         EndReason::PodDeleted,
         EndReason::PodUnreachable,
@@ -84,6 +87,7 @@ impl EndReason {
             EndReason::NoCandidate => "NoCandidate",
             EndReason::Preempted => "Preempted",
             EndReason::PodFinished => "PodFinished",
+            EndReason::AlreadyRan => "AlreadyRan",
             EndReason::PodDied => "PodDied",
             EndReason::PodDeleted => "PodDeleted",
             EndReason::PodUnreachable => "PodUnreachable",

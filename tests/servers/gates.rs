@@ -14,6 +14,183 @@ fn gated() -> Value {
     spec
 }
 
+fn once() -> Value {
+    let mut spec = candidates(json!({}));
+    spec["gate"] = json!({ "policy": "OncePerSchedule" });
+    spec
+}
+
+const NINE: &str = "2026-01-02T09:00:00Z";
+const TEN: &str = "2026-01-02T10:00:00Z";
+
+/// Two clusters, one Consul, one claim, one CronJob.
+struct Pair {
+    west: Site,
+    east: Site,
+}
+
+impl Pair {
+    async fn new(what: &str) -> Pair {
+        let west = Site::new(&format!("{what}-west")).await;
+        let east = Site::new(&format!("{what}-east")).await;
+        east.share_keys_of(&west).await;
+        Pair { west, east }
+    }
+
+    async fn declare(&self) {
+        self.west.create("lock", once()).await;
+        let mut spec = once();
+        spec["key"] = json!(self.west.key("lock").as_str());
+        self.east.create("lock", spec).await;
+    }
+
+    /// What has run, as recorded beside the key: when it was due, and in which cluster.
+    async fn runs(&self) -> Vec<(String, String)> {
+        let key = format!("{}/.last-run", self.west.key("lock").as_str());
+        let pair = self.west.pair(&consul_lock::names::Key::new(&key).unwrap()).await;
+        let record = pair.map(|pair| serde_json::from_slice::<Value>(&pair.value).unwrap());
+        let runs = record.map(|record| record["runs"].as_array().cloned().unwrap());
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let runs = runs.into_iter().flatten();
+        runs.map(|run| (text(&run["scheduled"]), text(&run["cluster"]))).collect()
+    }
+}
+
+/// Waits until a Job is gone.
+async fn removed(cast: &Cast<'_>, job: &str) {
+    eventually(&format!("Job {job} to be removed"), || async {
+        let job = cast.jobs.get_opt(job).await.unwrap();
+        if job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()) {
+            Ok(())
+        } else {
+            Err("it is there")
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_what_is_due_in_two_clusters_one_run_succeeds_and_the_rest_is_removed() {
+    let pair = Pair::new("once").await;
+    let (west, east) = (Cast::new(&pair.west).await, Cast::new(&pair.east).await);
+    let (_one, _two) = (pair.west.start().await, pair.east.start().await);
+    pair.declare().await;
+    west.job("nine", Some(NINE)).await;
+    west.gated_of("nine", "a").await;
+    let first = west.led_by("lock", "a").await;
+    opened(&west, "a").await;
+    west.runs("a").await;
+    // The other cluster's clock is behind: it fires while the first one works, and once more after.
+    east.job("nine", Some(NINE)).await;
+    east.gated_of("nine", "z").await;
+    pair.east.wait_phase("lock", Phase::Waiting).await;
+    assert!(waits(&east, "z").await);
+    assert_eq!(pair.runs().await, []);
+    west.finished("a", "Succeeded").await;
+    removed(&east, "nine").await;
+    assert!(waits(&east, "z").await, "it never started");
+    pair.east.event("lock", "AlreadyRan").await;
+    let west_ran = (NINE.to_owned(), pair.west.cluster().to_owned());
+    assert_eq!(pair.runs().await, [west_ran.clone()]);
+    east.remove("z").await;
+
+    east.job("ten", Some(TEN)).await;
+    east.gated_of("ten", "y").await;
+    assert!(east.led_by("lock", "y").await > first);
+    opened(&east, "y").await;
+    east.runs("y").await;
+    east.finished("y", "Succeeded").await;
+    pair.east.wait_phase("lock", Phase::Waiting).await;
+    let east_ran = (TEN.to_owned(), pair.east.cluster().to_owned());
+    assert_eq!(pair.runs().await, [east_ran, west_ran]);
+    assert!(east.jobs.get_opt("ten").await.unwrap().is_some(), "what ran stays to be looked at");
+}
+
+#[tokio::test]
+async fn a_run_that_failed_is_taken_up_by_the_other_cluster() {
+    let pair = Pair::new("failed").await;
+    let (west, east) = (Cast::new(&pair.west).await, Cast::new(&pair.east).await);
+    let (_one, _two) = (pair.west.start().await, pair.east.start().await);
+    pair.declare().await;
+    west.job("nine", Some(NINE)).await;
+    west.gated_of("nine", "a").await;
+    west.led_by("lock", "a").await;
+    opened(&west, "a").await;
+    west.runs("a").await;
+    east.job("nine", Some(NINE)).await;
+    east.gated_of("nine", "z").await;
+    west.finished("a", "Failed").await;
+    opened(&east, "z").await;
+    assert_eq!(pair.runs().await, []);
+    east.runs("z").await;
+    east.finished("z", "Succeeded").await;
+    // Its Job tries again meanwhile, as Jobs do.
+    west.gated_of("nine", "b").await;
+    removed(&west, "nine").await;
+    assert!(waits(&west, "b").await);
+    assert_eq!(pair.runs().await, [(NINE.to_owned(), pair.east.cluster().to_owned())]);
+}
+
+#[tokio::test]
+async fn a_success_is_recorded_though_the_controller_died_before_it_could() {
+    let pair = Pair::new("crash").await;
+    let west = Cast::new(&pair.west).await;
+    let replica = pair.west.start().await;
+    pair.declare().await;
+    west.job("nine", Some(NINE)).await;
+    west.gated_of("nine", "a").await;
+    west.led_by("lock", "a").await;
+    opened(&west, "a").await;
+    west.runs("a").await;
+    replica.server.kill().unwrap();
+    west.finished("a", "Succeeded").await;
+    let _second = pair.west.start().await;
+    pair.west.wait_phase("lock", Phase::Waiting).await;
+    assert_eq!(pair.runs().await, [(NINE.to_owned(), pair.west.cluster().to_owned())]);
+}
+
+#[tokio::test]
+async fn a_run_by_hand_has_its_turn_and_is_not_recorded() {
+    let site = Site::new("by-hand").await;
+    let cast = Cast::new(&site).await;
+    let _replica = site.start().await;
+    site.create("lock", once()).await;
+    cast.job("manual", None).await;
+    cast.gated_of("manual", "a").await;
+    opened(&cast, "a").await;
+    cast.runs("a").await;
+    cast.finished("a", "Succeeded").await;
+    site.wait_phase("lock", Phase::Waiting).await;
+    let key = format!("{}/.last-run", site.key("lock").as_str());
+    assert!(site.pair(&consul_lock::names::Key::new(&key).unwrap()).await.is_none());
+}
+
+#[tokio::test]
+async fn nothing_starts_while_the_record_cannot_be_read() {
+    let site = Site::new("scribble").await;
+    let cast = Cast::new(&site).await;
+    let key = format!("{}/.last-run", site.key("lock").as_str());
+    let key = consul_lock::names::Key::new(&key).unwrap();
+    let plain = consul_lock::consul::PutMode::Plain;
+    site.consul.put(&key, b"scribble", None, plain.clone()).await.unwrap();
+    let _replica = site.start().await;
+    site.create("lock", once()).await;
+    cast.job("nine", Some(NINE)).await;
+    cast.gated_of("nine", "a").await;
+    let said = |status: &consul_lock::api::ConsulLockStatus| {
+        status.conditions.iter().any(|one| one.reason == "RunsUnreadable" && one.status == "False")
+    };
+    site.wait("lock", "what is wrong", said).await;
+    assert!(waits(&cast, "a").await);
+    assert_eq!(site.pair(&key).await.unwrap().value, b"scribble");
+    site.consul.put(&key, b"{\"runs\": []}", None, plain).await.unwrap();
+    // Read anew with the next tenure.
+    site.change("lock", json!({ "paused": true })).await;
+    site.wait_phase("lock", Phase::Paused).await;
+    site.change("lock", json!({ "paused": false })).await;
+    opened(&cast, "a").await;
+}
+
 /// Waits until the pod waits for us no more, but for others as before.
 async fn opened(cast: &Cast<'_>, pod: &str) {
     eventually(&format!("the gate of {pod} to open"), || async {

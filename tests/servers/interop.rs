@@ -94,6 +94,7 @@ impl Ours {
                 value: String::new(),
             },
             stance: Stance::FOR_ITSELF,
+            record: None,
             attempt: 1,
         };
         let mut ours = Ours {

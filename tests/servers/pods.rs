@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
+    batch::v1::Job,
     core::v1::{Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
@@ -20,6 +21,7 @@ pub(crate) struct Cast<'a> {
     pub(crate) pods: Api<Pod>,
     pub(crate) services: Api<Service>,
     pub(crate) slices: Api<EndpointSlice>,
+    pub(crate) jobs: Api<Job>,
     nodes: Api<Node>,
     pub(crate) node: String,
 }
@@ -45,6 +47,7 @@ impl<'a> Cast<'a> {
             pods: Api::namespaced(client.clone(), namespace),
             services: Api::namespaced(client.clone(), namespace),
             slices: Api::namespaced(client.clone(), namespace),
+            jobs: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
             node: format!("{namespace}-node"),
         };
@@ -100,11 +103,41 @@ impl<'a> Cast<'a> {
         self.report(name, "True", second, container).await;
     }
 
+    /// A Job that a CronJob made for a scheduled time, or that somebody made by hand.
+    pub(crate) async fn job(&self, name: &str, scheduled: Option<&str>) {
+        let annotations =
+            scheduled.map(|due| json!({ "batch.kubernetes.io/cronjob-scheduled-timestamp": due }));
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": { "name": name, "annotations": annotations },
+            "spec": { "template": { "spec": {
+                "restartPolicy": "Never", "containers": [{ "name": "app", "image": "none" }],
+            } } },
+        });
+        let job = serde_json::from_value(job).unwrap();
+        self.jobs.create(&PostParams::default(), &job).await.unwrap();
+    }
+
+    /// A pod of a Job that waits at its gate.
+    pub(crate) async fn gated_of(&self, job: &str, name: &str) {
+        let uid = self.jobs.get(job).await.unwrap().metadata.uid;
+        let owner = json!([{
+            "apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": uid, "controller": true,
+        }]);
+        self.gated_with(name, owner).await;
+    }
+
     /// A pod that waits at its gate.
     pub(crate) async fn gated(&self, name: &str) {
+        self.gated_with(name, json!([])).await;
+    }
+
+    async fn gated_with(&self, name: &str, owners: Value) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "name": name, "labels": { "app": "billing" } },
+            "metadata": {
+                "name": name, "labels": { "app": "billing" }, "ownerReferences": owners,
+            },
             "spec": {
                 "restartPolicy": "Never",
                 "schedulingGates": [{ "name": "consullock.dev/held" }, { "name": "example.com/other" }],
