@@ -91,7 +91,7 @@ async fn of_what_is_due_in_two_clusters_one_run_succeeds_and_the_rest_is_removed
     assert!(waits(&east, "z").await, "it never started");
     pair.east.event("lock", "AlreadyRan").await;
     let west_ran = (NINE.to_owned(), pair.west.cluster().to_owned());
-    assert_eq!(pair.runs().await, [west_ran.clone()]);
+    assert_eq!(pair.runs().await, std::slice::from_ref(&west_ran));
     east.remove("z").await;
 
     east.job("ten", Some(TEN)).await;
