@@ -1,4 +1,4 @@
-//! Clusters that lose their way to Consul, their kubelet or their API server.
+//! Clusters that lose their way to Consul, or one of their servers.
 
 use serde_json::json;
 use testbed::{Consul, ConsulConfig, wait_for};
@@ -41,7 +41,7 @@ fn two_clusters_reach_one_consul_until_one_of_them_is_cut_off() {
 }
 
 #[test]
-fn pods_go_on_while_kubelet_and_api_server_are_away() {
+fn pods_go_on_while_kubelet_containerd_and_api_server_are_away() {
     let Some(cluster) = disturbed_cluster() else { return };
     let space = Space::on(*cluster, "alone");
     space.apply(&pod("steady", &json!({})));
@@ -56,12 +56,19 @@ fn pods_go_on_while_kubelet_and_api_server_are_away() {
     cluster.kubelet().start_again().unwrap();
     space.kubectl(&["wait", "--for=condition=Ready", &node, "--timeout=60s"]);
 
+    cluster.containerd().kill().unwrap();
+    assert_eq!(who_answers(address).unwrap(), "steady");
+    cluster.containerd().start_again().unwrap();
+
     cluster.apiserver().kill().unwrap();
     assert!(space.try_kubectl(&["get", "pods"]).is_err());
     assert_eq!(who_answers(address).unwrap(), "steady");
     cluster.apiserver().start_again().unwrap();
 
-    space.wait_for_pod("steady");
+    // Everybody works again, for old pods and for new ones.
+    space.apply(&pod("new", &json!({})));
+    space.wait_for_pod("new");
+    space.kubectl(&["logs", "steady"]);
     let same = || {
         let now = identity();
         (now["containerID"] == before["containerID"]

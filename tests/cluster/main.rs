@@ -8,5 +8,6 @@
 mod bed;
 mod disturbances;
 mod kubelet;
+mod partition;
 mod pods;
 mod routing;

@@ -34,7 +34,7 @@ use loops::Place;
 use network::Network;
 
 use crate::control_plane::{ControlPlane, Setting};
-use crate::folder::Folder;
+use crate::folder::{Folder, tail};
 use crate::process::{BedError, Recipe, Server};
 use crate::run::run;
 use crate::tools::Tool;
@@ -126,7 +126,8 @@ impl Cluster {
         let scheduler = loops::launch_scheduler(&place)?;
         let kubelet = kubelet::launch(&place, &container, &containerd)?;
         kubelet.wait_ready()?;
-        wait_until_registered(&control_plane, &node_name)?;
+        wait_until_registered(&control_plane, &node_name)
+            .map_err(|error| not_ready(&kubelet, &error))?;
         let proxy = loops::launch_proxy(&place)?;
         let cluster = Cluster {
             proxy,
@@ -149,15 +150,16 @@ impl Cluster {
         for server in [&self.controller_manager, &self.scheduler, &self.proxy] {
             server.wait_ready()?;
         }
-        let node = format!("node/{}", self.node_name);
         let allowed = format!("--timeout={}s", ALLOWED.as_secs());
-        // Pods cannot be made before their service account.
-        for (what, condition) in [(&*node, "condition=Ready"), ("serviceaccount/default", "create")]
-        {
-            let condition = format!("--for={condition}");
-            let mut wait = self.kubectl(["wait", &allowed, &condition, what])?;
-            run(&mut wait, ALLOWED + STEP_ALLOWED)?;
-        }
+        let wait = |condition: &str, what: &str| {
+            let mut wait = self.kubectl(["wait", &allowed, condition, what])?;
+            run(&mut wait, ALLOWED + STEP_ALLOWED)
+        };
+        wait("--for=condition=Ready", &format!("node/{}", self.node_name))
+            .map_err(|error| not_ready(&self.kubelet, &error))?;
+        // Pods cannot be made before it.
+        wait("--for=create", "serviceaccount/default")
+            .map_err(|error| not_ready(&self.controller_manager, &error))?;
         Ok(())
     }
 
@@ -301,6 +303,16 @@ impl Cluster {
         let id = id.trim().trim_start_matches("containerd://");
         let mut kill = self.containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", id])?;
         run(&mut kill, STEP_ALLOWED).map(drop)
+    }
+}
+
+/// Whose work was waited for in vain; with the end of its log.
+fn not_ready(server: &Server, error: &BedError) -> BedError {
+    BedError::NotReady {
+        name: server.name(),
+        allowed: ALLOWED,
+        last: error.to_string(),
+        tail: tail(server.log()),
     }
 }
 
