@@ -28,8 +28,9 @@ const ALLOWED: Duration = Duration::from_secs(60);
 pub struct Image {
     /// Its name, with a tag.
     pub name: String,
-    /// Each file of this machine goes to the root of the image, under its own name, executable.
-    pub files: Vec<PathBuf>,
+    /// Files of this machine, and where each goes in the image, such as `bin/program`. All are
+    /// executable there.
+    pub files: Vec<(PathBuf, PathBuf)>,
     /// What a container of it runs unless told otherwise.
     pub entrypoint: Vec<String>,
 }
@@ -48,7 +49,7 @@ impl Image {
     fn of_backend(name: &str, task: &str) -> Result<Image, BedError> {
         Ok(Image {
             name: name.to_owned(),
-            files: vec![Tool::Backend.path()?],
+            files: vec![(Tool::Backend.path()?, "backend".into())],
             entrypoint: vec!["/backend".to_owned(), task.to_owned()],
         })
     }
@@ -59,8 +60,9 @@ impl Image {
         let (root, archive) = (work.path().join("root"), work.path().join("archive"));
         fs::create_dir(&root)?;
         fs::create_dir(&archive)?;
-        for file in &self.files {
-            let copy = root.join(file.file_name().unwrap_or_default());
+        for (file, place) in &self.files {
+            let copy = root.join(place);
+            fs::create_dir_all(copy.with_file_name(""))?;
             fs::copy(file, &copy)?;
             fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
         }
@@ -112,8 +114,11 @@ mod tests {
     fn an_archive_names_its_image_and_the_hash_of_its_layer() {
         let folder = Folder::new("image").unwrap();
         let file = folder.write("program", "#!/bin/sh\n").unwrap();
-        let entrypoint = vec!["/program".to_owned()];
-        let image = Image { name: "some/image:1".to_owned(), files: vec![file], entrypoint };
+        let image = Image {
+            name: "some/image:1".to_owned(),
+            files: vec![(file, "bin/program".into())],
+            entrypoint: vec!["/bin/program".to_owned()],
+        };
         let archive = image.archive(&folder).unwrap();
         let read = |name: &str| {
             let mut tar = Command::new("tar");
@@ -126,6 +131,6 @@ mod tests {
         let config: Value = serde_json::from_str(&read("./config.json")).unwrap();
         let hash = format!("sha256:{}", sha256(&layer).unwrap());
         assert_eq!(config["rootfs"]["diff_ids"], json!([hash]));
-        assert!(read("./layer.tar").contains("./program"));
+        assert!(read("./layer.tar").contains("./bin/program"));
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::container::{Container, Containerd, path_with};
+use super::containerd::{Containerd, path_with};
+use super::enclosure::Enclosure;
 use super::loops::{self, Place};
 use crate::http::request;
 use crate::process::{BedError, GRACE, Recipe, Server};
@@ -19,7 +20,7 @@ const HEALTH_PORT: u16 = 10248;
 /// Starts the process; [`Server::wait_ready`] waits for it.
 pub(super) fn launch(
     place: &Place<'_>,
-    container: &Container,
+    enclosure: &Enclosure,
     containerd: &Containerd,
 ) -> Result<Server, BedError> {
     let home = place.folder.path().join("kubelet");
@@ -45,7 +46,7 @@ pub(super) fn launch(
         grace: GRACE,
     };
     let health = (place.network.bed(), HEALTH_PORT).into();
-    let server = Server::prepare(recipe.entering(&container.enter()), move || {
+    let server = Server::prepare(recipe.entering(&enclosure.enter()), move || {
         let reply =
             request(health, "GET", "/healthz", &[], b"").map_err(|error| error.to_string())?;
         if reply.ok() { Ok(()) } else { Err(reply.text()) }

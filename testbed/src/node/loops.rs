@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::container::path_with;
+use super::containerd::path_with;
 use super::network::Network;
 use crate::control_plane::ControlPlane;
 use crate::folder::Folder;

@@ -13,7 +13,8 @@
 //! certificate of the cluster's authority.
 
 mod cgroups;
-mod container;
+mod containerd;
+mod enclosure;
 mod host;
 mod image;
 mod kubelet;
@@ -28,7 +29,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use container::{Container, Containerd};
+use containerd::Containerd;
+use enclosure::Enclosure;
 pub use image::{BACKEND_IMAGE, Image};
 use loops::Place;
 use network::Network;
@@ -55,7 +57,7 @@ pub struct Cluster {
     proxy: Server,
     kubelet: Server,
     containerd: Containerd,
-    _container: Container,
+    _enclosure: Enclosure,
     scheduler: Server,
     controller_manager: Server,
     control_plane: ControlPlane,
@@ -100,22 +102,14 @@ impl Cluster {
             return Err(BedError::Impossible(format!("no node can run here: {why}")));
         }
         host::check_programs()?;
-        for tool in Tool::NODE.iter().chain(Tool::SERVERS) {
+        for tool in Tool::NODE.iter().chain(&[Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl]) {
             tool.path()?; // rather than while servers wait
         }
         let network = Network::create()?;
         let folder = Folder::new("cluster")?;
         cgroups::create(&network.name())?;
         let node_name = format!("node-{}", network.number());
-        // Half a minute of work on two cores; these two need nothing of each other.
-        let (control_plane, runtime) = std::thread::scope(|scope| {
-            let runtime = scope.spawn(|| start_runtime(&network, &folder));
-            let control_plane = ControlPlane::start_in(&setting(&network));
-            (control_plane, runtime.join())
-        });
-        let (container, containerd) =
-            runtime.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let control_plane = control_plane?;
+        let (control_plane, enclosure, containerd) = start_ground(&network, &folder)?;
         let place = Place {
             network: &network,
             folder: &folder,
@@ -124,7 +118,7 @@ impl Cluster {
         };
         let controller_manager = loops::launch_controller_manager(&place)?;
         let scheduler = loops::launch_scheduler(&place)?;
-        let kubelet = kubelet::launch(&place, &container, &containerd)?;
+        let kubelet = kubelet::launch(&place, &enclosure, &containerd)?;
         kubelet.wait_ready()?;
         wait_until_registered(&control_plane, &node_name)
             .map_err(|error| not_ready(&kubelet, &error))?;
@@ -133,7 +127,7 @@ impl Cluster {
             proxy,
             kubelet,
             containerd,
-            _container: container,
+            _enclosure: enclosure,
             scheduler,
             controller_manager,
             control_plane,
@@ -326,14 +320,29 @@ fn setting(network: &Network) -> Setting {
     }
 }
 
+/// What everything else stands on. The halves need nothing of each other, so they start together.
+fn start_ground(
+    network: &Network,
+    folder: &Folder,
+) -> Result<(ControlPlane, Enclosure, Containerd), BedError> {
+    let (control_plane, runtime) = std::thread::scope(|scope| {
+        let runtime = scope.spawn(|| start_runtime(network, folder));
+        let control_plane = ControlPlane::start_in(&setting(network));
+        (control_plane, runtime.join())
+    });
+    let (enclosure, containerd) =
+        runtime.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok((control_plane?, enclosure, containerd))
+}
+
 /// Namespaces, containerd, and the images that every cluster has.
-fn start_runtime(network: &Network, folder: &Folder) -> Result<(Container, Containerd), BedError> {
-    let container = Container::start(network, folder)?;
-    let containerd = Containerd::start(network, &container, folder)?;
+fn start_runtime(network: &Network, folder: &Folder) -> Result<(Enclosure, Containerd), BedError> {
+    let enclosure = Enclosure::start(network, folder)?;
+    let containerd = Containerd::start(network, &enclosure, folder)?;
     for image in [Image::sandbox()?, Image::backend()?] {
         import(&containerd, &image, folder)?;
     }
-    Ok((container, containerd))
+    Ok((enclosure, containerd))
 }
 
 fn import(containerd: &Containerd, image: &Image, folder: &Folder) -> Result<(), BedError> {

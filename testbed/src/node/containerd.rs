@@ -1,10 +1,5 @@
-//! What the node's own processes run in: PID and mount namespaces of their own, and containerd.
-//!
-//! With the first process of the PID namespace everything in it ends, pods included, and with the
-//! last process of the mount namespace all mounts are gone. So nothing can be left that would
-//! have to be found and ended one by one.
+//! What runs the kubelet's containers: containerd, with runc and a CNI network.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::enclosure::Enclosure;
 use super::host;
 use super::image::SANDBOX_IMAGE;
 use super::network::Network;
@@ -20,74 +16,10 @@ use crate::process::{BedError, GRACE, Recipe, Server};
 use crate::run::run;
 use crate::tools::Tool;
 
-/// How long the namespaces and containerd may take on a busy machine.
+/// How long it may take on a busy machine.
 const ALLOWED: Duration = Duration::from_secs(60);
 
-/// Makes the mounts its own, hides the folders of the host that containerd and the kubelet write
-/// to whatever they are told, and becomes a first process that collects orphans.
-const FIRST_PROCESS: &str = r#"
-set -e
-mount --make-rshared /
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /var/log
-mkdir -p /var/lib/cni
-mount -t tmpfs tmpfs /var/lib/cni
-echo ready
-exec "$1" pause
-"#;
-
-/// The namespaces of one node, as long as their first process runs.
-#[derive(Debug)]
-pub(super) struct Container {
-    first: Server,
-}
-
-impl Container {
-    pub(super) fn start(network: &Network, folder: &Folder) -> Result<Container, BedError> {
-        let log = folder.path().join("node.log");
-        let mut args: Vec<OsString> =
-            ["--mount", "--propagation=private", "--pid", "--mount-proc"].map(Into::into).to_vec();
-        args.extend(["--fork", "--kill-child", "sh", "-c", FIRST_PROCESS, "sh"].map(Into::into));
-        args.push(Tool::Backend.path()?.into());
-        let recipe = Recipe {
-            name: "the node's first process".to_owned(),
-            program: "unshare".into(),
-            args,
-            env: Vec::new(),
-            log: log.clone(),
-            allowed: ALLOWED,
-            grace: GRACE,
-        };
-        let first = Server::start(recipe.entering(&network.enter()), move || {
-            match fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")) {
-                true => Ok(()),
-                false => Err("its mounts are not there".to_owned()),
-            }
-        })?;
-        Ok(Container { first })
-    }
-
-    /// The words before a command that runs it in here.
-    ///
-    /// `nsenter` stays as its parent. So that whoever asks both to end waits until it has ended,
-    /// `nsenter` does not listen.
-    pub(super) fn enter(&self) -> Vec<OsString> {
-        let process = format!("/proc/{}/ns", self.first.pid().unwrap_or_default());
-        vec![
-            "env".into(),
-            "--ignore-signal=TERM".into(),
-            "nsenter".into(),
-            format!("--net={process}/net").into(),
-            format!("--mount={process}/mnt").into(),
-            // Its own is still the host's: it is the parent of the first process.
-            format!("--pid={process}/pid_for_children").into(),
-            "env".into(),
-            "--default-signal=TERM".into(),
-        ]
-    }
-}
-
-/// containerd, with runc and a CNI network.
+/// A running containerd.
 #[derive(Debug)]
 pub(super) struct Containerd {
     pub(super) server: Server,
@@ -97,7 +29,7 @@ pub(super) struct Containerd {
 impl Containerd {
     pub(super) fn start(
         network: &Network,
-        container: &Container,
+        enclosure: &Enclosure,
         folder: &Folder,
     ) -> Result<Containerd, BedError> {
         let home = folder.path().join("containerd");
@@ -117,7 +49,7 @@ impl Containerd {
             grace: GRACE,
         };
         let probe = socket.clone();
-        let server = Server::start(recipe.entering(&container.enter()), move || {
+        let server = Server::start(recipe.entering(&enclosure.enter()), move || {
             // By its socket, which needs no namespace.
             let mut command =
                 ctr(&probe, ["plugins", "list"]).map_err(|error| error.to_string())?;
