@@ -292,6 +292,7 @@ impl<C: Consul> Leader<C> {
                 judgement: &planned.judged.judgement,
                 deleting,
                 view: applied.view.as_ref(),
+                paused: planned.judged.settings.as_ref().is_some_and(|settings| settings.paused),
                 nobody: planned.course.told.nobody(),
                 unreadable: planned.course.told.unreadable.as_deref(),
                 pods_unknown: planned.course.told.pods_unknown,

@@ -22,6 +22,8 @@ pub(super) struct Facts<'a> {
     pub(super) deleting: bool,
     /// What its keepers know, if it has any.
     pub(super) view: Option<&'a KeeperView>,
+    /// The spec says so.
+    pub(super) paused: bool,
     /// Why none of its pods may be elected, if that is so.
     pub(super) nobody: Option<&'a str>,
     /// What is wrong with the record of runs beside the key, of a claim that needs it.
@@ -319,7 +321,7 @@ fn nobody_eligible(facts: &Facts<'_>) -> Option<Verdict> {
 }
 
 fn paused(facts: &Facts<'_>) -> Option<Verdict> {
-    matches!(facts.view?.lock, LockView::Standby).then(|| {
+    (facts.paused && facts.view?.lock == LockView::Standby).then(|| {
         let message = "spec.paused: the key is released, and the claim stands by";
         Verdict::new(Phase::Paused, Truth::True, Reason::Paused, message)
     })

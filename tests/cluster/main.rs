@@ -6,8 +6,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
 mod bed;
+mod controller;
 mod disturbances;
+mod elections;
+mod firings;
 mod kubelet;
 mod partition;
 mod pods;
 mod routing;
+mod service;

@@ -1,36 +1,30 @@
 //! A controller that its network cuts off from Consul, and one in another cluster that takes over.
 
-use std::{ffi::OsString, net::SocketAddr};
-
 use serde_json::{Value, json};
-use testbed::{
-    Cluster, Consul, ConsulConfig, Folder, Recipe, Server, Stopwatch, request, say, wait_for,
+use testbed::{Cluster, Consul, ConsulConfig, Stopwatch, say, wait_for};
+
+use crate::{
+    bed::{PATIENCE, Space, cluster, disturbed_cluster},
+    controller::{Replica, install_definition},
 };
 
-use crate::bed::{PATIENCE, Space, cluster, disturbed_cluster};
-
 const CLAIM: &str = "shared";
-const ADMIN_PORT: u16 = 8080;
 
 /// A cluster with a controller inside its network, and a namespace with one claim.
 struct Side {
     space: Space,
-    _controller: Server,
-    _folder: Folder,
+    _controller: Replica,
 }
 
 impl Side {
     /// Allowed to reach the key of all sides; the claim is not there yet.
     fn start(cluster: &'static Cluster, label: &str, consul: &Consul) -> Side {
         let space = Space::on(cluster, label);
-        let definition = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
-        space.kubectl(&["apply", "-f", definition]);
-        space.kubectl(&["wait", "--for=condition=Established", "crd/consullocks.consullock.dev"]);
+        install_definition(&space);
         let allowed = "consullock.dev/key-prefixes=both-sides/";
         space.kubectl(&["annotate", "namespace", &space.namespace, allowed]);
-        let folder = Folder::new("controller").unwrap();
-        let controller = start_controller(&space, &folder, consul);
-        Side { space, _controller: controller, _folder: folder }
+        let controller = Replica::start(&space, consul);
+        Side { space, _controller: controller }
     }
 
     fn claim(&self) {
@@ -59,34 +53,6 @@ impl Side {
         let found = || (self.status()["phase"] == json!(phase)).then_some(());
         wait_for(what, PATIENCE, found).unwrap();
     }
-}
-
-/// The binary as it runs in a pod: in the cluster's network, on the way to Consul that can be cut.
-fn start_controller(space: &Space, folder: &Folder, consul: &Consul) -> Server {
-    let cluster = space.cluster;
-    let args = [
-        "controller".to_owned(),
-        format!("--consul-http-addr={}:{}", cluster.gateway(), consul.http().port()),
-        format!("--admin-addr={}:{ADMIN_PORT}", cluster.address()),
-        format!("--lease-namespace={}", space.namespace),
-        format!("--watch-namespaces={}", space.namespace),
-        format!("--cluster-name={}", space.namespace),
-    ];
-    let recipe = Recipe {
-        name: format!("the controller of {}", space.namespace),
-        program: env!("CARGO_BIN_EXE_consul-lock").into(),
-        args: args.map(OsString::from).to_vec(),
-        env: vec![("KUBECONFIG".to_owned(), cluster.kubeconfig().to_str().unwrap().to_owned())],
-        log: folder.path().join("controller.log"),
-        allowed: PATIENCE,
-        grace: PATIENCE,
-    };
-    let admin = SocketAddr::from((cluster.address(), ADMIN_PORT));
-    let ready = move || match request(admin, "GET", "/readyz", &[], b"") {
-        Ok(reply) if reply.ok() => Ok(()),
-        other => Err(format!("{other:?}")),
-    };
-    Server::start(cluster.recipe_inside(recipe), ready).unwrap()
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn status_at(
             judgement: &judged.judgement,
             deleting: claim.metadata.deletion_timestamp.is_some(),
             view,
+            paused: judged.settings.as_ref().is_some_and(|settings| settings.paused),
             nobody: None,
             unreadable: None,
             pods_unknown: false,
@@ -184,7 +185,6 @@ fn every_standing_has_its_phase_and_conditions() {
             "T F T T F",
             "Releasing",
         ),
-        (allowed(), Some(without_session(Standby)), Phase::Paused, "T F T F F", "Paused"),
         (
             allowed(),
             Some(without_session(Failed { reason: timeout })),
@@ -231,6 +231,18 @@ fn every_standing_has_its_phase_and_conditions() {
         let expected = (Some(phase), truths.to_owned(), reason.to_owned());
         assert_eq!(found, expected, "{view:?}");
     }
+}
+
+#[test]
+fn a_claim_that_stands_by_is_paused_only_if_its_spec_says_so() {
+    let standing_by = without_session(LockView::Standby);
+    let status = status_of(&claim("{paused: true}"), allowed(), Some(&standing_by));
+    assert_eq!(status.phase, Some(Phase::Paused));
+    assert_eq!(said(&status, "Ready"), ("True".to_owned(), "Paused".to_owned()));
+    // Nobody could be elected, and now somebody can.
+    let status = status_of(&claim("{}"), allowed(), Some(&standing_by));
+    assert_eq!(status.phase, Some(Phase::Waiting));
+    assert_eq!(said(&status, "Ready"), ("True".to_owned(), "Contending".to_owned()));
 }
 
 #[test]
@@ -366,6 +378,7 @@ fn a_first_status_waits_for_something_to_say() {
         judgement: &judgement,
         deleting: false,
         view: Some(view),
+        paused: false,
         nobody: None,
         unreadable: None,
         pods_unknown: false,
