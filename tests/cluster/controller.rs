@@ -29,9 +29,6 @@ impl Replica {
             format!("--consul-http-addr={}:{}", cluster.gateway(), consul.http().port()),
             format!("--admin-addr={admin}"),
             format!("--lease-namespace={}", space.namespace),
-            "--lease-duration=2s".to_owned(),
-            "--lease-renew-deadline=1s".to_owned(),
-            "--lease-retry-period=250ms".to_owned(),
             format!("--watch-namespaces={}", space.namespace),
             format!("--cluster-name={}", space.namespace),
         ];
