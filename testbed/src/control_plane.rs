@@ -22,8 +22,9 @@ const ETCD_ALLOWED: Duration = Duration::from_secs(60);
 /// How long the API server may take on a busy machine; alone it takes four seconds.
 const APISERVER_ALLOWED: Duration = Duration::from_secs(120);
 
-/// The first address of the service range, which the API server's certificate must name.
-const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The addresses of Services, of both families; a Service has the first alone unless it asks for
+/// more.
+const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:10:96::/112";
 
 /// A running control plane. Dropping it ends it.
 pub struct ControlPlane {
