@@ -125,7 +125,10 @@ pub(super) fn electorate(standing: Standing) -> Electorate {
         candidates: Vec::new(),
         present: None,
         backend: None,
+        leaders_version: None,
         badged: Vec::new(),
+        worn: Vec::new(),
+        lost: Vec::new(),
         traffic: Traffic { known: true, ..Traffic::default() },
     }
 }

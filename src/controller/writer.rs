@@ -6,7 +6,7 @@ use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice, events::v1::
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::PartialObjectMeta,
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::{Value, json};
 
@@ -81,6 +81,7 @@ impl WriteError {
             WriteError::NotLeading => Class::NotLeading,
             WriteError::NoAnswer(_) => Class::Transient,
             WriteError::Refused(error) => match error.as_ref() {
+                kube::Error::Api(status) if is_another(status) => Class::Gone,
                 kube::Error::Api(status) => match status.code {
                     409 => Class::Conflict,
                     404 | 410 => Class::Gone,
@@ -92,6 +93,20 @@ impl WriteError {
             },
         }
     }
+}
+
+/// Whether a write that was meant for one object met another of its name: the API server does not
+/// let a UID change, nor delete by another one.
+fn is_another(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| &details.causes[..]).unwrap_or_default();
+    let immutable = causes.iter().any(|cause| cause.field == "metadata.uid");
+    immutable || (status.code == 409 && status.message.contains("UID in precondition"))
+}
+
+/// A deletion of one object, not of its namesake.
+fn only_of(uid: Option<String>) -> DeleteParams {
+    let preconditions = Some(Preconditions { uid, resource_version: None });
+    DeleteParams { preconditions, ..DeleteParams::default() }
 }
 
 /// The server's own words, without the debug output that kube adds to them.
@@ -173,24 +188,22 @@ impl Writer {
         self.patch_badge(namespace, (&dress.pod, &dress.uid), claim, Some((BADGE, &token))).await
     }
 
-    /// Relieves a pod of a claim's label and token, and deletes it if that is asked for. A pod that
-    /// is gone carries nothing.
+    /// Relieves a pod of a claim's label and token, after it was deleted if that is asked for: a
+    /// crash in between must not leave a pod that nobody knows to have lost its tenure. A pod that
+    /// is gone carries nothing, and its namesake is not meant.
     pub(super) async fn strip(
         &self,
         namespace: &str,
         strip: &Strip,
         claim: &str,
     ) -> Result<(), WriteError> {
-        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
-        done_if_gone(stripped)?;
-        if !strip.delete {
-            return Ok(());
+        if strip.delete {
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+            let params = only_of(Some(strip.uid.to_string()));
+            done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))?;
         }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let uid = Some(strip.uid.to_string());
-        let preconditions = Some(Preconditions { uid, resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
+        done_if_gone(stripped)
     }
 
     async fn patch_badge(
@@ -249,8 +262,7 @@ impl Writer {
 
     /// Removes a slice.
     pub(super) async fn delete_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
-        let preconditions = Some(Preconditions { uid: slice.uid(), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let params = only_of(slice.uid());
         let (api, name) = (self.slices(slice), slice.name_any());
         done_if_gone(self.attempt(api.delete(&name, &params)).await.map(drop))
     }
