@@ -75,6 +75,12 @@ impl Class {
 }
 
 impl WriteError {
+    /// Whether the object had changed meanwhile, rather than another one having its name.
+    pub(super) fn is_outdated(&self) -> bool {
+        let WriteError::Refused(error) = self else { return false };
+        matches!(&**error, kube::Error::Api(answer) if answer.code == 409 && answer.reason == "Conflict")
+    }
+
     /// What the failure means.
     pub fn class(&self) -> Class {
         match self {

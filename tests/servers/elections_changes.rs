@@ -413,6 +413,8 @@ async fn a_slice_that_somebody_else_writes_all_the_time_ends_right() {
     witness.assert_orderly();
     let conflicts = replica.metric("consul_lock_reconcile_errors_total{class=\"Conflict\"}");
     assert!(conflicts.is_some_and(|count| count >= 1.0), "no 409 was met: {conflicts:?}");
+    let events = site.events("lock").await;
+    assert!(!events.iter().any(|event| event == "RoutingFailed"), "that is ordinary: {events:?}");
     let scribbled =
         witness.seen().iter().filter(|one| matches!(one.what, What::Slice { .. })).count();
     assert!(scribbled > 20, "hardly any writes to meet: {scribbled}");

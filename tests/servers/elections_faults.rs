@@ -266,6 +266,35 @@ async fn the_key_does_not_move_while_the_last_leader_s_endpoint_cannot_be_taken_
     witness.assert_orderly();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_badge_that_could_not_be_given_is_given_later_and_the_endpoint_waits_for_it() {
+    let site = Site::new("dress-ban").await;
+    let cast = Cast::new(&site).await;
+    let replica = site.start().await;
+    cast.service("billing", json!({})).await;
+    cast.ready("a", 1).await;
+    let lacks = "!has(object.metadata.annotations) \
+                 || !('token.consullock.dev/lock' in object.metadata.annotations)";
+    let ban = Ban::on(&site, ("", "pods"), lacks, || async {
+        let annotations = json!({ "token.consullock.dev/lock": "1" });
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        cast.pods.patch("a", &dry_run(), &patch).await.is_err()
+    })
+    .await;
+    site.create("lock", routed(json!({}))).await;
+    let said = site.wait("lock", "what is wrong", |status| {
+        condition(status, "RoutingSynced").1 == "WriteFailed"
+    });
+    let (_, _, message) = condition(&said.await, "RoutingSynced");
+    assert!(message.starts_with("cannot give the elected pod its label and token: "), "{message}");
+    the_key_stays(&site, &replica, 3.0).await;
+    let first = site.held("lock").await;
+    assert_eq!((cast.badges("lock").await.len(), cast.endpoints("billing").await.len()), (0, 0));
+    ban.lift().await;
+    assert_eq!(cast.led_by("lock", "a").await, first);
+    cast.routed("billing", Some("a")).await;
+}
+
 // ---- the controller ----
 
 /// Waits until one pod, with its last container, is the leader in every respect; who, and its
