@@ -23,6 +23,9 @@ use super::{
 pub const VALUE_MAX_CHARS: usize = 4096;
 
 const CHECKS_MAX: usize = 16;
+const LABELS_MAX: usize = 16;
+const EXPRESSIONS_MAX: usize = 16;
+const VALUES_MAX: usize = 32;
 const YEAR: Duration = Duration::from_secs(8760 * 3600);
 
 /// What a claim asks for.
@@ -288,6 +291,9 @@ fn candidates(
 }
 
 fn selector(spec: &SelectorSpec) -> Result<Selector, SpecError> {
+    if let Some(problem) = too_much(spec) {
+        return Err(SpecError::Selector(problem.to_owned()));
+    }
     let requirements = spec.match_expressions.iter().map(|expression| {
         let operator = match &expression.operator {
             Operator::In => "In",
@@ -320,6 +326,24 @@ fn selector(spec: &SelectorSpec) -> Result<Selector, SpecError> {
         match_expressions: Some(requirements),
     };
     Selector::try_from(selector).map_err(|error| SpecError::Selector(error.to_string()))
+}
+
+fn too_much(spec: &SelectorSpec) -> Option<&'static str> {
+    let expressions = &spec.match_expressions;
+    let is_long = |value: &String| value.len() > 63;
+    if spec.match_labels.len() > LABELS_MAX {
+        Some("at most 16 matchLabels are allowed")
+    } else if expressions.len() > EXPRESSIONS_MAX {
+        Some("at most 16 matchExpressions are allowed")
+    } else if expressions.iter().any(|one| !(1..=317).contains(&one.key.len())) {
+        Some("the key of an expression has 1 to 317 characters")
+    } else if expressions.iter().any(|one| one.values.len() > VALUES_MAX) {
+        Some("at most 32 values are allowed in an expression")
+    } else if expressions.iter().any(|one| one.values.iter().any(is_long)) {
+        Some("a value has at most 63 characters")
+    } else {
+        None
+    }
 }
 
 fn service(spec: &ConsulLockSpec) -> Result<Option<Arc<str>>, SpecError> {
@@ -459,6 +483,10 @@ mod tests {
             ("session: {checks: {node: [serfHealth]}}", "serfHealth belongs to"),
             ("session: {checks: {service: [' a']}}", "spec.session.checks.service: an ID has"),
             ("candidates: {selector: {}}", "spec.candidates.selector: an empty one"),
+            (
+                "candidates: {selector: {matchExpressions: [{key: '', operator: Exists}]}}",
+                "spec.candidates.selector: the key of an expression has 1 to 317 characters",
+            ),
             (
                 "candidates: {selector: {matchExpressions: [{key: a, operator: In}]}}",
                 "spec.candidates.selector: a: In and NotIn need values",

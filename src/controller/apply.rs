@@ -12,6 +12,7 @@ use super::{
     events::News,
     observe::{Observed, Seen},
     plan::{ClaimPlan, FinalizerStep, FormerStep, KeepersStep, Plan},
+    writer::{Class, WriteError},
 };
 use crate::{
     api::ConsulLock,
@@ -144,6 +145,7 @@ async fn take_place<C: Consul>(
         // Before it is sent: whether it arrives may never be known.
         leader.ledger.dresses(&seen.id, dress.badged());
         leader.writer.dress(&namespace, dress, &claim).await.map_err(Error::DressPod)?;
+        leader.ledger.dressed(&seen.id, &dress.uid, dress.over.as_ref());
     }
     if let Some(open) = course.open.as_ref().filter(|_| holds()) {
         leader.writer.open_gate(&namespace, open).await.map_err(Error::OpenGate)?;
@@ -152,10 +154,20 @@ async fn take_place<C: Consul>(
         if !holds() {
             break;
         }
-        leader.ledger.fills(&seen.id, advance.blank.clone());
-        leader.writer.fill_slice(&advance.slice).await.map_err(Error::FillSlice)?;
+        let may_be_filled = leader.ledger.fills(&seen.id, advance.blank.clone());
+        let filled = leader.writer.fill_slice(&advance.slice).await;
+        let is_new = advance.slice.metadata.resource_version.is_none();
+        if is_new && !may_be_filled && is_conflict(&filled) {
+            // Somebody else's has the name, and must not be emptied for ours.
+            leader.ledger.emptied(&seen.id, &advance.slice.name_any());
+        }
+        filled.map_err(Error::FillSlice)?;
     }
     Ok(())
+}
+
+fn is_conflict(written: &Result<(), WriteError>) -> bool {
+    written.as_ref().is_err_and(|error| error.class() == Class::Conflict)
 }
 
 fn tell_keepers<C: Consul>(leader: &Leader<C>, id: &ClaimId, step: &KeepersStep) {

@@ -20,8 +20,8 @@ use crate::{
     api::{self, ConsulLock, GateSettings},
     clock::Instant,
     election::{
-        self, Badged, Candidate, Choice, Election, GatePolicy, Leader, Origin, Refusal, Rules, Run,
-        SLICE_TOKEN_ANNOTATION, Slices, Strategy,
+        self, Badged, Candidate, Choice, Election, GatePolicy, Leader, Origin, Present, Refusal,
+        Rules, Run, SLICE_TOKEN_ANNOTATION, Slices, Strategy,
     },
     keeper::Stance,
     lock::EndReason,
@@ -80,6 +80,8 @@ pub(super) struct Dress {
     pub(super) pod: Arc<str>,
     pub(super) uid: Arc<str>,
     pub(super) token: FencingToken,
+    /// The pod's version of which this was decided.
+    pub(super) over: Option<String>,
 }
 
 /// A Job whose firing has run already, and its pod that waits at the gate.
@@ -189,6 +191,10 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
     let wearer = wearer(pods, stance.as_ref(), matches!(may, May::Undecided(_)));
     let wearer = wearer.filter(|_| !max_hold_is_over);
     let delete_lost = settings.is_some_and(|settings| settings.delete_lost);
+    // It lost a tenure and got another before we saw it.
+    let is_doomed =
+        |uid: &str| delete_lost && pods.badges().any(|one| *one.uid == *uid && pods.has_lost(one));
+    let wearer = wearer.filter(|wearer| !is_doomed(&wearer.uid));
     let traffic = route(seen, settings, wearer);
     let again = election.as_ref().and_then(|election| election.again);
     Course {
@@ -204,7 +210,8 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
                 Some(Err(unreadable)) => Some(unreadable.to_string()),
                 _ => None,
             },
-            pods_unknown: stance.is_none() && !matches!(may, May::Nothing | May::Undecided(_)),
+            pods_unknown: !pods.known
+                && settings.is_some_and(|settings| settings.candidates.is_some()),
             election,
             routing: traffic.told,
         },
@@ -228,9 +235,14 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
         Some(Stance::Contend { leader, instead })
     };
     if !pods.known {
-        // Whoever led goes on until we know better.
-        let leader = pods.standing.leader();
-        return (leader.and_then(|leader| keep(leader, EndReason::NoCandidate)), None);
+        // Whoever held the key goes on until we know better.
+        let stance = match &pods.standing {
+            Standing::Held { leader, .. } | Standing::Adopting { leader } => {
+                Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
+            }
+            Standing::None => None,
+        };
+        return (stance, None);
     }
     let election =
         election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);
@@ -278,28 +290,35 @@ fn wearer<'a>(
 }
 
 fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> Vec<Strip> {
-    let lost = |badged: &Badged| match &pods.standing {
-        Standing::None { lost } => lost.as_ref() == Some(&badged.pod) && !badged.deleting,
-        _ => false,
-    };
-    let others =
-        pods.badged.iter().filter(|badged| wearer.is_none_or(|wearer| badged.uid != wearer.uid));
-    let strip = others.map(|badged| Strip {
-        pod: Arc::clone(&badged.pod),
-        uid: Arc::clone(&badged.uid),
-        delete: delete_lost && lost(badged),
-    });
-    strip.collect()
+    let mut strip: Vec<Strip> = Vec::new();
+    for badged in pods.badges().filter(|one| wearer.is_none_or(|wearer| one.uid != wearer.uid)) {
+        let delete = delete_lost && !badged.deleting && pods.has_lost(badged);
+        match strip.iter_mut().find(|known| known.uid == badged.uid) {
+            Some(known) => known.delete |= delete,
+            None => strip.push(Strip {
+                pod: Arc::clone(&badged.pod),
+                uid: Arc::clone(&badged.uid),
+                delete,
+            }),
+        }
+    }
+    strip
 }
 
 fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
     let (wearer, Standing::Held { token, .. }) = (wearer?, &pods.standing) else { return None };
     let exists = pods.present.as_ref().is_some_and(|present| present.exists);
-    let wears = pods.badged.iter().any(|badged| badged.shows(&wearer.uid, *token));
+    let shows = |badged: &Badged| badged.shows(&wearer.uid, *token);
+    // What we have written, the cache may not know yet.
+    let written = pods.worn.iter().any(|worn| {
+        worn.over.is_some() && worn.over == pods.leaders_version && shows(&worn.badged)
+    });
+    let wears = written || pods.badged.iter().any(shows);
     (exists && !wears).then(|| Dress {
         pod: Arc::clone(&wearer.pod),
         uid: Arc::clone(&wearer.uid),
         token: *token,
+        over: pods.leaders_version.clone(),
     })
 }
 
@@ -376,17 +395,22 @@ struct Route {
 
 fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Leader>>) -> Route {
     let (pods, traffic) = (&seen.electorate, &seen.electorate.traffic);
-    let remove_all = |told| Route {
-        retreat: traffic.own.iter().map(|slice| Retreat::Delete((**slice).clone())).collect(),
-        advance: Vec::new(),
-        told,
+    let remove_all = |told| {
+        let own = traffic.own.iter();
+        let mut retreat: Vec<_> = own.map(|slice| Retreat::Delete((**slice).clone())).collect();
+        let unseen = traffic.filled.iter().filter(|filled| {
+            !traffic.own.iter().any(|own| own.metadata.name == filled.metadata.name)
+        });
+        retreat.extend(unseen.cloned().map(Retreat::Empty));
+        Route { retreat, advance: Vec::new(), told }
     };
     if settings.is_none_or(|settings| settings.service.is_none()) {
         return remove_all(None);
     }
-    let leaving = pods.present.as_ref().is_none_or(|present| {
-        !present.exists || present.pod.as_ref().is_none_or(|pod| pod.deleting)
-    });
+    let leaving =
+        |present: &Present| !present.exists || present.pod.as_ref().is_none_or(|pod| pod.deleting);
+    // A pod that cannot be seen is not one that goes.
+    let leaving = pods.known && pods.present.as_ref().is_none_or(leaving);
     // While a tenure is being adopted, whoever has the endpoint keeps it.
     let target = wearer.filter(|_| !leaving);
     if !traffic.known {
@@ -488,3 +512,6 @@ fn owner(claim: &ConsulLock) -> OwnerReference {
         block_owner_deletion: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,11 @@ use super::{
     Caches, Leader,
     cache::ObjectName,
     kinds::{self, Pod},
+    ledger::Worn,
+    recorded,
 };
 use crate::{
-    api::{self, ConsulLock, GateSettings},
+    api::{self, ConsulLock, ConsulLockStatus, GateSettings, TenureStatus},
     clock::Instant,
     consul::Consul,
     election::{
@@ -20,6 +22,7 @@ use crate::{
         Runs, Unreadable,
     },
     keeper::{ClaimId, KeeperView, LockView, RecordedTenure},
+    lock::EndReason,
     names::FencingToken,
 };
 
@@ -39,9 +42,37 @@ pub(super) struct Electorate {
     pub(super) runs: Runs,
     /// Whether the present tenure has read that; what is wrong with it.
     pub(super) runs_read: Option<Result<(), Unreadable>>,
-    /// The pods that carry, or may carry, the claim's label or token.
+    /// The version of the leader's pod.
+    pub(super) leaders_version: Option<String>,
+    /// The pods that carry the claim's label or token.
     pub(super) badged: Vec<Badged>,
+    /// Pods that may carry them, whatever `badged` says.
+    pub(super) worn: Vec<Worn>,
+    /// The tenures that were lost, rather than given up in order, as far as they are remembered.
+    pub(super) lost: Vec<LostTenure>,
     pub(super) traffic: Traffic,
+}
+
+/// A tenure of a pod that was lost, rather than given up in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LostTenure {
+    pub(super) pod: Arc<str>,
+    pub(super) token: String,
+}
+
+impl Electorate {
+    /// Everything that pods carry of the claim's badge, or may carry.
+    pub(super) fn badges(&self) -> impl Iterator<Item = &Badged> {
+        self.badged.iter().chain(self.worn.iter().map(|worn| &worn.badged))
+    }
+
+    /// Whether a pod carries the token of a tenure that it lost.
+    pub(super) fn has_lost(&self, badged: &Badged) -> bool {
+        let of = |lost: &LostTenure| {
+            lost.pod == badged.pod && badged.token.as_ref() == Some(&lost.token)
+        };
+        self.lost.iter().any(of)
+    }
 }
 
 /// The Service of a claim and its slices.
@@ -69,8 +100,8 @@ pub(super) enum Standing {
     },
     /// An earlier controller recorded a tenure for this leader; it is being adopted.
     Adopting { leader: Option<Arc<election::Leader>> },
-    /// There is none. `lost`: the pod whose tenure was lost last, rather than given up in order.
-    None { lost: Option<Arc<str>> },
+    /// There is none.
+    None,
 }
 
 impl Standing {
@@ -85,7 +116,7 @@ impl Standing {
         };
         match (view, recorded) {
             (_, Some(recorded)) if adopting => Standing::Adopting { leader: recorded.leader },
-            (None, _) => Standing::None { lost: None },
+            (None, _) => Standing::None,
             (Some(view), _) => match (&view.lock, view.token(now)) {
                 (LockView::Held { leader, began, record, .. }, Some(token)) => Standing::Held {
                     leader: leader.clone(),
@@ -93,13 +124,7 @@ impl Standing {
                     began: *began,
                     record: record.clone(),
                 },
-                (LockView::Held { leader, .. }, None) => {
-                    Standing::None { lost: leader.as_ref().map(|leader| Arc::clone(&leader.pod)) }
-                }
-                _ => {
-                    let last = view.ended.last().filter(|last| !last.reason.is_clean());
-                    Standing::None { lost: last.and_then(|last| last.pod.clone()) }
-                }
+                _ => Standing::None,
             },
         }
     }
@@ -107,9 +132,40 @@ impl Standing {
     pub(super) fn leader(&self) -> Option<&Arc<election::Leader>> {
         match self {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => leader.as_ref(),
-            Standing::None { .. } => None,
+            Standing::None => None,
         }
     }
+}
+
+/// The tenures that were lost: those of which the keepers say so, the one whose *valid until* has
+/// passed before they noticed, and those that the status has kept of earlier controllers.
+pub(super) fn lost(
+    view: Option<&KeeperView>,
+    status: Option<&ConsulLockStatus>,
+    now: Instant,
+) -> Vec<LostTenure> {
+    let lost = |pod: &Arc<str>, token: FencingToken| LostTenure {
+        pod: Arc::clone(pod),
+        token: token.to_string(),
+    };
+    let expired = view.and_then(|view| match &view.lock {
+        LockView::Held { leader: Some(leader), token, .. } if view.token(now).is_none() => {
+            Some(lost(&leader.pod, *token))
+        }
+        _ => None,
+    });
+    let ended = view.into_iter().flat_map(|view| view.ended.iter());
+    let ended = ended.filter(|ended| !ended.reason.is_clean());
+    let ended = ended.filter_map(|ended| Some(lost(ended.pod.as_ref()?, ended.token)));
+    let history = status.into_iter().flat_map(|status| &status.history);
+    let unclean = |past: &&TenureStatus| {
+        EndReason::named(&past.reason).is_some_and(|reason| !reason.is_clean())
+    };
+    let history = history.filter(unclean).map(|past| LostTenure {
+        pod: past.holder.rsplit('/').next().unwrap_or_default().into(),
+        token: past.token.clone(),
+    });
+    expired.into_iter().chain(ended).chain(history).collect()
 }
 
 /// The pods that carry the badge of a claim of this name.
@@ -124,9 +180,11 @@ pub(super) fn electorate<C: Consul>(
     (id, name): (&ClaimId, &ObjectName),
     claim: &ConsulLock,
     settings: Option<&api::Settings>,
-    standing: Standing,
+    view: Option<&KeeperView>,
     now: Instant,
 ) -> Electorate {
+    let recorded = recorded::of(claim, &leader.config).and_then(|known| known.tenure);
+    let standing = Standing::of(view, recorded, now);
     let caches = &leader.caches;
     let wanted = settings.and_then(|settings| settings.candidates.as_ref());
     let once = wanted.is_some_and(|wanted| wanted.gate == Some(GateSettings::OncePerSchedule));
@@ -161,13 +219,12 @@ pub(super) fn electorate<C: Consul>(
         let leader = Arc::clone(elected);
         Present { leader, pod, exists, reach, unready_since, unreachable_since }
     });
-    let mut badged = badged(caches, name);
-    for worn in leader.ledger.worn(id) {
-        if !badged.iter().any(|known| known.uid == worn.uid) {
-            badged.push(worn);
-        }
-    }
+    let leaders_pod = standing.leader().and_then(|elected| find(caches, &elected.uid).0);
     Electorate {
+        leaders_version: leaders_pod.and_then(|pod| pod.resource_version()),
+        badged: badged(caches, name),
+        worn: leader.ledger.worn(id),
+        lost: lost(view, claim.status.as_ref(), now),
         known: caches.pods.is_synced() && (!once || caches.jobs.is_synced()),
         candidates: candidates.unwrap_or_default(),
         backend: backend(caches, &standing),
@@ -175,7 +232,6 @@ pub(super) fn electorate<C: Consul>(
         present,
         runs,
         runs_read,
-        badged,
         standing,
     }
 }

@@ -312,6 +312,48 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_s_tenure_is_told_with_its_name_and_why_it_was_elected() {
+        let mut led = held_status();
+        led["holder"]["pod"] = json!("a");
+        led["holder"]["why"] = json!("ready for longest of 2 pods");
+        let led = status(led);
+        let news = news(None, &led);
+        let expected = "pod a holds consul-lock/shop/billing with fencing token 41; it was elected \
+                        as ready for longest of 2 pods";
+        assert_eq!(news, [News::new(false, "Acquired", expected)]);
+    }
+
+    #[test]
+    fn the_end_of_a_pod_s_tenure_is_told_by_its_name_and_is_no_loss_of_the_lock() {
+        let mut led = held_status();
+        led["history"] = json!([{
+            "holder": "shop/a", "token": "40", "reason": "PodDied",
+            "from": "2026-01-02T03:04:05Z", "to": "2026-01-02T03:05:05Z",
+        }]);
+        let mut before = held_status();
+        before["fencingToken"] = json!("40");
+        let news = news(Some(&status(before)), &status(led));
+        let ended = "the tenure of shop/a with token 40 ended: PodDied";
+        assert_eq!(news[0], News::new(false, "Released", ended));
+        assert_eq!((news.len(), news[1].reason), (2, "Acquired"), "the end first");
+    }
+
+    #[test]
+    fn nobody_to_elect_and_failed_routing_are_told_once_for_each_reason() {
+        let nobody = with_condition("Ready", "False", "NoCandidate", "Waiting");
+        assert_eq!(told(None, &nobody), [(true, "NoCandidate")]);
+        assert_eq!(told(Some(&nobody), &nobody), []);
+        let routing = |truth, reason| with_condition("RoutingSynced", truth, reason, "Held");
+        let (refused, lacks) = (routing("False", "NoService"), routing("False", "PodLacksPort"));
+        assert_eq!(told(None, &refused), [(true, "RoutingFailed")]);
+        assert_eq!(told(Some(&refused), &refused), []);
+        assert_eq!(told(Some(&refused), &lacks), [(true, "RoutingFailed")], "another reason");
+        for (truth, reason) in [("True", "Routed"), ("True", "NoEndpoint"), ("Unknown", "X")] {
+            assert_eq!(told(Some(&refused), &routing(truth, reason)), []);
+        }
+    }
+
+    #[test]
     fn consul_going_and_coming_is_told() {
         let seen = |truth| with_condition("ConsulReachable", truth, "r", "Waiting");
         let (gone, back, unknown) = (seen("False"), seen("True"), seen("Unknown"));

@@ -41,12 +41,21 @@ struct Entry {
     /// What was noticed of the present leader, and since when.
     noticed: Noticed,
     /// Pods that were given the badge, or may have been, and were not relieved of it since.
-    worn: Vec<Badged>,
+    worn: Vec<Worn>,
     /// Slices that were given an endpoint, or may have been, and were not emptied since; as they
     /// would be without it.
     filled: Vec<EndpointSlice>,
     /// What has run, as the last tenure read it.
     runs: Runs,
+}
+
+/// A pod that was given the badge, or may have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Worn {
+    pub(super) badged: Badged,
+    /// The version of the pod over which the badge was written, if it is known to have been: while
+    /// the cache has no other, it does not know of the badge.
+    pub(super) over: Option<String>,
 }
 
 /// What was noticed of a leader, by its UID.
@@ -115,32 +124,45 @@ impl Ledger {
     /// Remembers that a pod is about to be given the badge.
     pub(super) fn dresses(&self, id: &ClaimId, badged: Badged) {
         if let Some(entry) = self.books().claims.get_mut(id) {
-            entry.worn.retain(|worn| worn.uid != badged.uid);
-            entry.worn.push(badged);
+            entry.worn.retain(|worn| worn.badged.uid != badged.uid);
+            entry.worn.push(Worn { badged, over: None });
+        }
+    }
+
+    /// A pod of this version was given the badge.
+    pub(super) fn dressed(&self, id: &ClaimId, uid: &str, over: Option<&String>) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            for worn in entry.worn.iter_mut().filter(|worn| *worn.badged.uid == *uid) {
+                worn.over = over.cloned();
+            }
         }
     }
 
     /// A pod was relieved of its badge.
     pub(super) fn stripped(&self, id: &ClaimId, uid: &str) {
         if let Some(entry) = self.books().claims.get_mut(id) {
-            entry.worn.retain(|worn| *worn.uid != *uid);
+            entry.worn.retain(|worn| *worn.badged.uid != *uid);
         }
     }
 
     /// The pods that may wear the badge, whatever the cache says.
-    pub(super) fn worn(&self, id: &ClaimId) -> Vec<Badged> {
+    pub(super) fn worn(&self, id: &ClaimId) -> Vec<Worn> {
         self.books().claims.get(id).map(|entry| entry.worn.clone()).unwrap_or_default()
     }
 
     /// Remembers that a slice is about to be given an endpoint. `blank`: the slice without it.
-    pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
-            entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
-            entry.filled.push(blank);
-        }
+    /// Returns whether that was remembered already.
+    pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) -> bool {
+        let mut books = self.books();
+        let Some(entry) = books.claims.get_mut(id) else { return false };
+        let known = entry.filled.len();
+        entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
+        let was_known = entry.filled.len() < known;
+        entry.filled.push(blank);
+        was_known
     }
 
-    /// A slice was emptied.
+    /// A slice was emptied, or has never been given an endpoint.
     pub(super) fn emptied(&self, id: &ClaimId, name: &str) {
         if let Some(entry) = self.books().claims.get_mut(id) {
             entry.filled.retain(|filled| filled.metadata.name.as_deref() != Some(name));
@@ -292,11 +314,16 @@ mod tests {
         ledger.dresses(&id, badged("a"));
         ledger.dresses(&id, badged("b"));
         ledger.stripped(&id, "a");
-        assert_eq!(ledger.worn(&id), [badged("b")]);
+        let worn = |over: Option<&str>| Worn { badged: badged("b"), over: over.map(str::to_owned) };
+        assert_eq!(ledger.worn(&id), [worn(None)]);
+        ledger.dressed(&id, "b", Some(&"7".to_owned()));
+        assert_eq!(ledger.worn(&id), [worn(Some("7"))]);
+        ledger.dresses(&id, badged("b"));
+        assert_eq!(ledger.worn(&id), [worn(None)], "not known to have arrived");
         let mut blank = EndpointSlice::default();
         blank.metadata.name = Some("slice".to_owned());
-        ledger.fills(&id, blank.clone());
-        ledger.fills(&id, blank.clone());
+        assert!(!ledger.fills(&id, blank.clone()));
+        assert!(ledger.fills(&id, blank.clone()));
         assert_eq!(ledger.filled(&id), [blank]);
         ledger.emptied(&id, "slice");
         assert!(ledger.filled(&id).is_empty());

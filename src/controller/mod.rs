@@ -160,6 +160,16 @@ pub enum Error {
 impl Error {
     /// What the failure means.
     pub fn class(&self) -> Class {
+        self.write().class()
+    }
+
+    /// Whether all that was wrong is that the object had changed meanwhile: the next walk sees it
+    /// as it is.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.write().is_outdated()
+    }
+
+    fn write(&self) -> &WriteError {
         match self {
             Error::AddFinalizer(source)
             | Error::RemoveFinalizer(source)
@@ -169,7 +179,7 @@ impl Error {
             | Error::OpenGate(source)
             | Error::RemoveJob(source)
             | Error::FillSlice(source)
-            | Error::PatchStatus(source) => source.class(),
+            | Error::PatchStatus(source) => source,
         }
     }
 }

@@ -7,8 +7,7 @@ use kube::ResourceExt;
 use super::{
     Leader,
     cache::ObjectName,
-    electorate::{Electorate, Standing, badged, electorate},
-    recorded,
+    electorate::{Electorate, badged, electorate},
     tenancy::NamespaceSeen,
 };
 use crate::{
@@ -54,11 +53,9 @@ pub(super) fn observe<C: Consul>(leader: &Leader<C>, name: &ObjectName) -> Obser
         let object = leader.ledger.newest(&id, cached);
         let view = leader.keepers.view(&id);
         let settings = object.spec.settings();
-        let recorded = recorded::of(&object, &leader.config).and_then(|known| known.tenure);
-        let standing = Standing::of(view.as_ref(), recorded, now);
         let meaning = settings.as_ref().ok();
         Some(Seen {
-            electorate: electorate(leader, (&id, name), &object, meaning, standing, now),
+            electorate: electorate(leader, (&id, name), &object, meaning, view.as_ref(), now),
             namespace: namespace(leader, name),
             stop: leader.keepers.stopped(&id),
             object,

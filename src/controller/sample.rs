@@ -130,7 +130,10 @@ pub(super) fn electorate(standing: Standing) -> Electorate {
         backend: None,
         runs: Runs::default(),
         runs_read: None,
+        leaders_version: None,
         badged: Vec::new(),
+        worn: Vec::new(),
+        lost: Vec::new(),
         traffic: Traffic { known: true, ..Traffic::default() },
     }
 }

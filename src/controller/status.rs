@@ -36,6 +36,8 @@ const ADOPTION: Duration = Duration::from_secs(5);
 /// How long a deletion may take before the status tells of it.
 const PARTING: Duration = Duration::from_secs(1);
 
+const ROUTING_SYNCED: &str = "RoutingSynced";
+
 /// Everything that a status is made of.
 pub(super) struct Report<'a> {
     pub(super) claim: &'a ConsulLock,
@@ -43,7 +45,8 @@ pub(super) struct Report<'a> {
     pub(super) facts: Facts<'a>,
     /// What became of the pods and the traffic.
     pub(super) told: &'a Told,
-    /// Why pods or slices are not as they should be.
+    /// Why pods or slices are not as they should be. Told of as `RoutingSynced`; of a claim that
+    /// routes nothing as `Ready`.
     pub(super) failed: Option<&'a Error>,
     /// What the keepers knew before this walk, which may have replaced them.
     pub(super) earlier: Option<&'a KeeperView>,
@@ -58,6 +61,10 @@ pub(super) fn status(report: &Report<'_>) -> ConsulLockStatus {
     if !report.judged.malformed.is_empty() {
         let ignored = report.judged.malformed.join("; ");
         verdict.message += &format!(" (ignored in {}: {ignored})", api::KEY_PREFIXES_ANNOTATION);
+    }
+    let failed = report.failed.filter(|failed| !failed.is_outdated());
+    if let Some(failed) = failed.filter(|_| report.told.routing.is_none()) {
+        verdict.message += &format!("; {}", failed_words(failed));
     }
     let previous = report.claim.status.clone().unwrap_or_default();
     let view = report.facts.view;
@@ -305,8 +312,15 @@ fn conditions(report: &Report<'_>, verdict: &Verdict, previous: &[Condition]) ->
         session_healthy(&report.facts, verdict),
         key_conflict(&report.facts, verdict),
     ];
-    let statements = statements.into_iter().chain(routing_synced(report));
-    statements.map(|statement| condition(statement, report, previous)).collect()
+    let said = statements.into_iter().map(|statement| condition(statement, report, previous));
+    let routing = match report.failed {
+        // In a moment there is more to say.
+        Some(failed) if failed.is_outdated() => {
+            previous.iter().find(|before| before.type_ == ROUTING_SYNCED).cloned()
+        }
+        _ => routing_synced(report).map(|statement| condition(statement, report, previous)),
+    };
+    said.chain(routing).collect()
 }
 
 fn condition(statement: Statement, report: &Report<'_>, previous: &[Condition]) -> Condition {
@@ -407,10 +421,7 @@ fn key_conflict(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
 fn routing_synced(report: &Report<'_>) -> Option<Statement> {
     let routing = report.told.routing.as_ref()?;
     let (truth, reason, message) = match (report.failed, routing) {
-        (Some(failed), _) => {
-            let source = std::error::Error::source(failed).map(ToString::to_string);
-            (Truth::False, "WriteFailed", format!("{failed}: {}", source.unwrap_or_default()))
-        }
+        (Some(failed), _) => (Truth::False, "WriteFailed", failed_words(failed)),
         (None, Routing::Unknown) => (
             Truth::Unknown,
             "ServicesUnknown",
@@ -425,7 +436,12 @@ fn routing_synced(report: &Report<'_>) -> Option<Statement> {
             (Truth::False, "PodLacksPort", format!("pod {pod} lacks {lacks}"))
         }
     };
-    Some(Statement { name: "RoutingSynced", truth, reason, message })
+    Some(Statement { name: ROUTING_SYNCED, truth, reason, message })
+}
+
+fn failed_words(failed: &Error) -> String {
+    let source = std::error::Error::source(failed).map(ToString::to_string);
+    format!("{failed}: {}", source.unwrap_or_default())
 }
 
 #[cfg(test)]

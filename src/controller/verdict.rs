@@ -250,13 +250,16 @@ fn runs_unreadable(facts: &Facts<'_>) -> Option<Verdict> {
 fn held(facts: &Facts<'_>) -> Option<Verdict> {
     let view = facts.view?;
     let token = view.token(facts.now)?;
-    let message = match &view.lock {
+    let mut message = match &view.lock {
         LockView::Held { leader: Some(leader), .. } => format!(
             "pod {} holds the key with fencing token {token}; it was elected as {}",
             leader.pod, leader.why
         ),
         _ => format!("holds the key with fencing token {token}"),
     };
+    if facts.pods_unknown {
+        message += "; the pods cannot be listed, so its end would not be seen";
+    }
     Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
 }
 
@@ -272,7 +275,8 @@ fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
 }
 
 fn pods_unknown(facts: &Facts<'_>) -> Option<Verdict> {
-    facts.pods_unknown.then(|| {
+    // A tenure that is being adopted for a leader goes on without that.
+    (facts.pods_unknown && !facts.is_unconfirmed()).then(|| {
         let message = "the pods cannot be listed, so nobody can be elected";
         Verdict::new(Phase::Pending, Truth::Unknown, Reason::PodsUnknown, message)
     })

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::PartialObjectMeta,
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::{Value, json};
 
@@ -77,12 +77,19 @@ impl Class {
 }
 
 impl WriteError {
+    /// Whether the object had changed meanwhile, rather than another one having its name.
+    pub(super) fn is_outdated(&self) -> bool {
+        let WriteError::Refused(error) = self else { return false };
+        matches!(&**error, kube::Error::Api(answer) if answer.code == 409 && answer.reason == "Conflict")
+    }
+
     /// What the failure means.
     pub fn class(&self) -> Class {
         match self {
             WriteError::NotLeading => Class::NotLeading,
             WriteError::NoAnswer(_) => Class::Transient,
             WriteError::Refused(error) => match error.as_ref() {
+                kube::Error::Api(status) if is_another(status) => Class::Gone,
                 kube::Error::Api(status) => match status.code {
                     409 => Class::Conflict,
                     404 | 410 => Class::Gone,
@@ -94,6 +101,20 @@ impl WriteError {
             },
         }
     }
+}
+
+/// Whether a write that was meant for one object met another of its name: the API server does not
+/// let a UID change, nor delete by another one.
+fn is_another(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| &details.causes[..]).unwrap_or_default();
+    let immutable = causes.iter().any(|cause| cause.field == "metadata.uid");
+    immutable || (status.code == 409 && status.message.contains("UID in precondition"))
+}
+
+/// A deletion of one object, not of its namesake.
+fn only_of(uid: Option<String>) -> DeleteParams {
+    let preconditions = Some(Preconditions { uid, resource_version: None });
+    DeleteParams { preconditions, ..DeleteParams::default() }
 }
 
 /// The server's own words, without the debug output that kube adds to them.
@@ -175,24 +196,22 @@ impl Writer {
         self.patch_badge(namespace, (&dress.pod, &dress.uid), claim, Some((BADGE, &token))).await
     }
 
-    /// Relieves a pod of a claim's label and token, and deletes it if that is asked for. A pod that
-    /// is gone carries nothing.
+    /// Relieves a pod of a claim's label and token, after it was deleted if that is asked for: a
+    /// crash in between must not leave a pod that nobody knows to have lost its tenure. A pod that
+    /// is gone carries nothing, and its namesake is not meant.
     pub(super) async fn strip(
         &self,
         namespace: &str,
         strip: &Strip,
         claim: &str,
     ) -> Result<(), WriteError> {
-        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
-        done_if_gone(stripped)?;
-        if !strip.delete {
-            return Ok(());
+        if strip.delete {
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+            let params = only_of(Some(strip.uid.to_string()));
+            done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))?;
         }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let uid = Some(strip.uid.to_string());
-        let preconditions = Some(Preconditions { uid, resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
+        done_if_gone(stripped)
     }
 
     /// Removes a Job, and what it made.
@@ -276,8 +295,7 @@ impl Writer {
 
     /// Removes a slice.
     pub(super) async fn delete_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
-        let preconditions = Some(Preconditions { uid: slice.uid(), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let params = only_of(slice.uid());
         let (api, name) = (self.slices(slice), slice.name_any());
         done_if_gone(self.attempt(api.delete(&name, &params)).await.map(drop))
     }

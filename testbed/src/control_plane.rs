@@ -40,6 +40,9 @@ pub(crate) struct Setting {
     /// The first of them, by which pods reach the API server.
     pub(crate) first_service: Ipv4Addr,
 }
+/// The addresses of Services, of both families; a Service has the first alone unless it asks for
+/// more.
+const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:10:96::/112";
 
 /// A running control plane. Dropping it ends it.
 pub struct ControlPlane {
@@ -65,7 +68,7 @@ impl ControlPlane {
                 address: Ipv4Addr::LOCALHOST,
                 ports: ports.each_ref().map(Port::number),
                 enter: Vec::new(),
-                service_range: "10.96.0.0/16".to_owned(),
+                service_range: SERVICE_RANGE.to_owned(),
                 first_service: Ipv4Addr::new(10, 96, 0, 1),
             };
             let started = ControlPlane::start_in(&setting)?;

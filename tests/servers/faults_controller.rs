@@ -35,7 +35,7 @@ async fn leader_and_standby(site: &Site) -> (Replica, Replica) {
 }
 
 /// Waits until a replica has renewed this many sessions more than it has now.
-async fn renewals(replica: &Replica, more: f64) {
+pub(crate) async fn renewals(replica: &Replica, more: f64) {
     let renewed = || replica.metric("consul_lock_renewals_total{result=\"ok\"}").unwrap_or(0.0);
     let until = renewed() + more;
     eventually("sessions to be renewed", || async {

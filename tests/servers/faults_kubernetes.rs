@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A site whose controllers reach the API server through a proxy.
-async fn proxied(what: &str) -> (Site, Proxy) {
+pub(crate) async fn proxied(what: &str) -> (Site, Proxy) {
     claims_client().await;
     let proxy = Proxy::tcp(control_plane().address()).unwrap();
     let kubeconfig = control_plane().kubeconfig_through(proxy.address().port()).unwrap();
@@ -357,7 +357,7 @@ fn rules(with_claims: bool) -> Value {
 }
 
 /// Lets `user` do what a controller does in the site's namespace.
-async fn allow(site: &Site, user: &str, with_claims: bool) {
+pub(crate) async fn allow(site: &Site, user: &str, with_claims: bool) {
     let name = json!({ "name": user });
     let role = json!({ "metadata": name, "rules": rules(with_claims) });
     let roles = Api::<Role>::namespaced(site.client.clone(), &site.namespace);
@@ -383,12 +383,12 @@ async fn allow_namespaces(client: &Client, user: &str) {
     put(Api::<ClusterRoleBinding>::all(client.clone()), user, binding).await;
 }
 
-fn subject(user: &str) -> Value {
+pub(crate) fn subject(user: &str) -> Value {
     json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user })
 }
 
 /// Creates the object, or merges it into the one that there is.
-async fn put<K>(api: Api<K>, name: &str, object: Value)
+pub(crate) async fn put<K>(api: Api<K>, name: &str, object: Value)
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
 {
@@ -399,7 +399,7 @@ where
 }
 
 /// A site whose controllers have no rights yet, and the user that they are.
-async fn without_rights(what: &str) -> (Site, String) {
+pub(crate) async fn without_rights(what: &str) -> (Site, String) {
     claims_client().await;
     let user = unique(what);
     let kubeconfig = control_plane().kubeconfig_for(&user, None).unwrap();

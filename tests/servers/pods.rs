@@ -27,7 +27,7 @@ pub(crate) struct Cast<'a> {
 }
 
 /// An endpoint as a client of the Service would find it.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Found {
     pub(crate) pod: String,
     pub(crate) address: String,
@@ -84,6 +84,24 @@ impl<'a> Cast<'a> {
 
     /// The same with annotations.
     pub(crate) async fn with(&self, name: &str, second: u32, annotations: Value) {
+        self.create(name, annotations, &["app"]).await;
+        self.report(name, "True", second, vec![running("app", name, 0)]).await;
+    }
+
+    /// The same with these containers, all of them running.
+    pub(crate) async fn with_containers(&self, name: &str, second: u32, containers: &[&str]) {
+        self.create(name, json!({}), containers).await;
+        let running = containers.iter().map(|container| running(container, name, 0));
+        self.report(name, "True", second, running.collect()).await;
+    }
+
+    async fn create(&self, name: &str, annotations: Value, containers: &[&str]) {
+        let container = |name: &&str| {
+            // A port of one name is the first container's.
+            let web = json!({ "name": "web", "containerPort": 8080 });
+            let ports = Vec::from_iter((*name == containers[0]).then_some(web));
+            json!({ "name": name, "image": "none", "ports": ports })
+        };
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
@@ -91,16 +109,11 @@ impl<'a> Cast<'a> {
             },
             "spec": {
                 "nodeName": self.node,
-                "containers": [{
-                    "name": "app", "image": "none",
-                    "ports": [{ "name": "web", "containerPort": 8080 }],
-                }],
+                "containers": containers.iter().map(container).collect::<Vec<_>>(),
             },
         });
         let pod = serde_json::from_value(pod).unwrap();
         self.pods.create(&PostParams::default(), &pod).await.unwrap();
-        let container = running(name, 0);
-        self.report(name, "True", second, container).await;
     }
 
     /// A Job that a CronJob made for a scheduled time, or that somebody made by hand.
@@ -167,7 +180,7 @@ impl<'a> Cast<'a> {
         let params = PostParams::default();
         let bound = self.pods.create_subresource("binding", name, &params, &binding);
         let _: Value = bound.await.unwrap();
-        self.report(name, "True", 1, running(name, 0)).await;
+        self.report(name, "True", 1, vec![running("app", name, 0)]).await;
     }
 
     /// It has done its work: Succeeded, or Failed.
@@ -177,38 +190,47 @@ impl<'a> Cast<'a> {
         self.pods.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
-    /// The kubelet's report: readiness, since when, and of the container `app`.
-    async fn report(&self, name: &str, ready: &str, second: u32, container: Value) {
+    /// The kubelet's report: readiness, since when, and of the containers.
+    pub(crate) async fn report(
+        &self,
+        name: &str,
+        ready: &str,
+        second: u32,
+        containers: Vec<Value>,
+    ) {
         let last = name.bytes().last().unwrap();
-        let address = format!("10.9.8.{last}");
+        let (four, six) = (format!("10.9.8.{last}"), format!("fd00::{last:x}"));
         let patch = Patch::Strategic(json!({ "status": {
             "phase": "Running",
-            "podIP": address, "podIPs": [{ "ip": address }],
+            "podIP": four, "podIPs": [{ "ip": four }, { "ip": six }],
             "conditions": [{
                 "type": "Ready", "status": ready,
                 "lastTransitionTime": format!("2026-01-02T03:04:{second:02}Z"),
             }],
-            "containerStatuses": [container],
+            "containerStatuses": containers,
         } }));
         self.pods.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// It is alive, but not ready.
     pub(crate) async fn unready(&self, name: &str) {
-        self.report(name, "False", 0, running(name, 0)).await;
+        self.report(name, "False", 0, vec![running("app", name, 0)]).await;
     }
 
     /// Its container has ended, and is not started again.
     pub(crate) async fn ended(&self, name: &str) {
-        let terminated = json!({ "terminated": { "exitCode": 137, "containerID": id(name, 0) } });
-        let container = container(name, 0, terminated);
-        self.report(name, "False", 0, container).await;
+        self.report(name, "False", 0, vec![ended("app", name)]).await;
     }
 
     /// The kubelet has restarted the container already: only the count, the ID and the last state
     /// tell of it.
     pub(crate) async fn restarted(&self, name: &str, second: u32) {
-        self.report(name, "True", second, running(name, 1)).await;
+        self.runs_for_the(name, 1, second).await;
+    }
+
+    /// The same for a container that has been restarted more often.
+    pub(crate) async fn runs_for_the(&self, name: &str, restarts: i32, second: u32) {
+        self.report(name, "True", second, vec![running("app", name, restarts)]).await;
     }
 
     /// Deleted as `kubectl delete` does: it stays until its kubelet is done with it.
@@ -328,17 +350,24 @@ pub(crate) fn routed(more: Value) -> Value {
     spec
 }
 
-fn id(pod: &str, restarts: i32) -> String {
-    format!("test://{pod}-{restarts}")
+/// A running container, after so many restarts.
+pub(crate) fn running(name: &str, pod: &str, restarts: i32) -> Value {
+    container(name, pod, restarts, json!({ "running": { "startedAt": "2026-01-02T03:04:05Z" } }))
 }
 
-fn running(pod: &str, restarts: i32) -> Value {
-    container(pod, restarts, json!({ "running": { "startedAt": "2026-01-02T03:04:05Z" } }))
+/// A container that has ended and is not started again.
+pub(crate) fn ended(name: &str, pod: &str) -> Value {
+    let terminated = json!({ "exitCode": 137, "containerID": id(name, pod, 0) });
+    container(name, pod, 0, json!({ "terminated": terminated }))
 }
 
-fn container(pod: &str, restarts: i32, state: Value) -> Value {
+fn id(name: &str, pod: &str, restarts: i32) -> String {
+    format!("test://{pod}-{name}-{restarts}")
+}
+
+fn container(name: &str, pod: &str, restarts: i32, state: Value) -> Value {
     json!({
-        "name": "app", "image": "none", "imageID": "", "ready": true,
-        "containerID": id(pod, restarts), "restartCount": restarts, "state": state,
+        "name": name, "image": "none", "imageID": "", "ready": true,
+        "containerID": id(name, pod, restarts), "restartCount": restarts, "state": state,
     })
 }

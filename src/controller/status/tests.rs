@@ -8,9 +8,10 @@ use super::*;
 use crate::{
     consul::Class,
     controller::sample::{
-        at, claim, claim_with_status, config, contending, ended, held_status, holding, starting,
-        stranger, trouble, wall,
+        at, claim, claim_with_status, config, contending, ended, held_status, holding, leader,
+        starting, stranger, trouble, wall,
     },
+    election::{Choice, Election},
     lock::FailReason,
     names::{Key, SessionId},
 };
@@ -401,4 +402,244 @@ fn a_first_status_waits_for_something_to_say() {
     assert_eq!(not_before(&facts(&taking), None, at(10), None), Some(at(11)));
     assert_eq!(not_before(&facts(&taking), known, at(10), None), None);
     assert_eq!(not_before(&facts(&beaten), None, at(10), None), None);
+}
+
+// ---- pods ----
+
+const ELECTS: &str =
+    "{candidates: {selector: {matchLabels: {app: billing}}}, routing: {service: billing}}";
+
+/// The status of a claim with candidates, at 10.
+fn status_with(
+    claim: &ConsulLock,
+    view: &KeeperView,
+    told: &Told,
+    failed: Option<&Error>,
+) -> ConsulLockStatus {
+    let judged = Judged::sample(allowed(), claim.spec.settings().ok());
+    status(&Report {
+        claim,
+        judged: &judged,
+        facts: Facts {
+            judgement: &judged.judgement,
+            deleting: false,
+            view: Some(view),
+            paused: false,
+            nobody: told.nobody(),
+            unreadable: None,
+            pods_unknown: told.pods_unknown,
+            recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
+            now: at(10),
+        },
+        told,
+        failed,
+        earlier: None,
+        cluster: &config().cluster,
+        wall: wall(60),
+    })
+}
+
+fn held_for(pod: &str) -> KeeperView {
+    let mut view = holding(41);
+    if let LockView::Held { leader, .. } = &mut view.lock {
+        *leader = Some(Arc::new(self::leader(pod)));
+    }
+    view
+}
+
+fn message(status: &ConsulLockStatus, name: &str) -> String {
+    status.conditions.iter().find(|c| c.type_ == name).unwrap().message.clone()
+}
+
+fn election(choice: Choice, matching: usize, first: Option<&str>) -> Told {
+    let first = first.map(Arc::from);
+    let election = Election { choice, matching, eligible: 1, first, again: None };
+    Told { election: Some(election), ..Told::default() }
+}
+
+#[test]
+fn the_elected_pod_is_the_holder_with_all_that_the_next_controller_needs() {
+    let told = election(Choice::Keep(Arc::new(leader("a"))), 3, Some("b"));
+    let status = status_with(&claim(ELECTS), &held_for("a"), &told, None);
+    let holder = status.holder.clone().unwrap();
+    assert_eq!((holder.identity.as_str(), holder.pod.as_deref()), ("shop/a", Some("a")));
+    assert_eq!((holder.uid.as_deref(), holder.node.as_deref()), (Some("uid-a"), Some("n-1")));
+    assert_eq!(holder.cluster.as_deref(), Some("west"));
+    let container = &holder.containers[0];
+    assert_eq!((container.name.as_str(), container.id.as_deref()), ("app", Some("a-1")));
+    let expected = "pod a holds the key with fencing token 41; it was elected as ready for longest \
+                    of 2 pods";
+    assert_eq!(message(&status, "Held"), expected);
+    assert_eq!(message(&status, "Ready"), expected);
+    let candidates = status.candidates.unwrap();
+    assert_eq!((candidates.matching, candidates.eligible), (3, 1));
+    assert_eq!(candidates.first.as_deref(), Some("b"));
+}
+
+#[test]
+fn candidates_stay_as_they_were_while_there_is_no_election_and_go_with_the_spec() {
+    let told = election(Choice::Keep(Arc::new(leader("a"))), 3, Some("a"));
+    let mut claim = claim(ELECTS);
+    claim.status = Some(status_with(&claim, &held_for("a"), &told, None));
+    let kept = status_with(&claim, &held_for("a"), &Told::default(), None);
+    assert_eq!(kept.candidates.unwrap().matching, 3);
+    claim.spec = crate::controller::sample::claim("{}").spec;
+    assert_eq!(status_with(&claim, &holding(41), &Told::default(), None).candidates, None);
+}
+
+#[test]
+fn pods_that_cannot_be_listed_are_told_of_without_taking_a_tenure_back() {
+    let told = Told { pods_unknown: true, ..Told::default() };
+    let held = status_with(&claim(ELECTS), &held_for("a"), &told, None);
+    assert_eq!((held.phase, held.fencing_token.as_deref()), (Some(Phase::Held), Some("41")));
+    let expected = "; the pods cannot be listed, so its end would not be seen";
+    assert!(message(&held, "Held").ends_with(expected), "{}", message(&held, "Held"));
+
+    let mut waiting = without_session(LockView::Waiting);
+    waiting.session.id = None;
+    let unknown = status_with(&claim(ELECTS), &waiting, &told, None);
+    assert_eq!(unknown.phase, Some(Phase::Pending));
+    assert_eq!(said(&unknown, "Ready"), ("Unknown".to_owned(), "PodsUnknown".to_owned()));
+
+    let recorded = claim_with_status(ELECTS, held_status());
+    let mut adopting = starting();
+    adopting.session.id = Some(SessionId::new("s-1"));
+    let kept = status_with(&recorded, &adopting, &told, None);
+    assert_eq!((kept.phase, kept.fencing_token.as_deref()), (Some(Phase::Unknown), Some("41")));
+    assert_eq!(kept.session.unwrap().id.as_deref(), Some("s-1"), "to be adopted still");
+}
+
+#[test]
+fn a_claim_with_nobody_eligible_waits_and_says_why() {
+    let nobody = Choice::Nobody {
+        reason: EndReason::PodDied,
+        message: "no pod matches candidates.selector".to_owned(),
+    };
+    let told = election(nobody, 0, None);
+    let standby = without_session(LockView::Standby);
+    let status = status_with(&claim(ELECTS), &standby, &told, None);
+    assert_eq!(status.phase, Some(Phase::Waiting));
+    assert_eq!(said(&status, "Ready"), ("False".to_owned(), "NoCandidate".to_owned()));
+    assert_eq!(message(&status, "Ready"), "no pod matches candidates.selector");
+    assert_eq!(said(&status, "Held").0, "False");
+    // Before the key is given up it is still held, or being released.
+    let held = status_with(&claim(ELECTS), &held_for("a"), &told, None);
+    assert_eq!(held.phase, Some(Phase::Held));
+    let paused = status_with(&claim(ELECTS), &standby, &Told::default(), None);
+    assert_eq!(paused.phase, Some(Phase::Paused), "nobody was looked for");
+}
+
+#[test]
+fn a_change_of_leader_is_told_only_if_it_takes_long() {
+    let lock = LockView::HandingOver { reason: EndReason::PodDied, since: at(9) };
+    let view = contending(lock, KeySeen::Ours);
+    let status = status_with(&claim(ELECTS), &view, &Told::default(), None);
+    assert_eq!((status.phase, status.fencing_token), (Some(Phase::Releasing), None));
+    let judgement = allowed();
+    let facts = Facts {
+        judgement: &judgement,
+        deleting: false,
+        view: Some(&view),
+        paused: false,
+        nobody: None,
+        unreadable: None,
+        pods_unknown: false,
+        recorded: true,
+        now: at(9),
+    };
+    let known: ConsulLockStatus = serde_json::from_value(held_status()).unwrap();
+    assert_eq!(not_before(&facts, Some(&known), at(1), None), Some(at(10)));
+}
+
+#[test]
+fn every_way_of_routing_has_its_reason() {
+    use crate::election::Refusal;
+    let lacks = "a container port named web".to_owned();
+    let taken = Refusal::Taken { slice: "theirs".to_owned() };
+    for (routing, truth, reason, part) in [
+        (Routing::To("a".into()), "True", "Routed", "traffic goes to pod a"),
+        (Routing::Nowhere("no pod holds the key"), "True", "NoEndpoint", "nowhere: no pod holds"),
+        (Routing::Unknown, "Unknown", "ServicesUnknown", "cannot be listed"),
+        (Routing::Partly { pod: "a".into(), lacks }, "False", "PodLacksPort", "pod a lacks a con"),
+        (Routing::Refused(Refusal::NoService), "False", "NoService", "routing.service"),
+        (Routing::Refused(Refusal::HasSelector), "False", "ServiceHasSelector", "the selector"),
+        (Routing::Refused(Refusal::ExternalName), "False", "ServiceIsExternalName", "ExternalName"),
+        (Routing::Refused(taken), "False", "ServiceServedByOthers", "EndpointSlice theirs"),
+    ] {
+        let told = Told { routing: Some(routing), ..Told::default() };
+        let status = status_with(&claim(ELECTS), &held_for("a"), &told, None);
+        assert_eq!(said(&status, "RoutingSynced"), (truth.to_owned(), reason.to_owned()));
+        let text = message(&status, "RoutingSynced");
+        assert!(text.contains(part), "{text}");
+    }
+    let unrouted = status_with(&claim("{}"), &holding(41), &Told::default(), None);
+    assert!(unrouted.conditions.iter().all(|c| c.type_ != "RoutingSynced"));
+}
+
+#[test]
+fn a_write_that_failed_is_told_whether_the_claim_is_routed_or_not() {
+    use crate::controller::WriteError;
+    let failed = Error::StripPod(WriteError::NotLeading);
+    let expected = "cannot take label and token off a pod: this replica does not lead";
+    let told = Told { routing: Some(Routing::To("a".into())), ..Told::default() };
+    let routed = status_with(&claim(ELECTS), &held_for("a"), &told, Some(&failed));
+    assert_eq!(said(&routed, "RoutingSynced"), ("False".to_owned(), "WriteFailed".to_owned()));
+    assert_eq!(message(&routed, "RoutingSynced"), expected);
+    let unrouted = status_with(&claim(ELECTS), &held_for("a"), &Told::default(), Some(&failed));
+    assert!(message(&unrouted, "Ready").ends_with(expected), "{}", message(&unrouted, "Ready"));
+}
+
+#[test]
+fn an_object_that_changed_meanwhile_is_no_news() {
+    use crate::controller::WriteError;
+    use kube::core::Status;
+    let failed = |reason: &str| {
+        let answer = Status::failure("the object has been modified", reason).with_code(409);
+        Error::FillSlice(WriteError::Refused(Box::new(kube::Error::Api(answer.boxed()))))
+    };
+    let told = |routing| Told { routing: Some(routing), ..Told::default() };
+    let mut claim = claim(ELECTS);
+    let to = |pod: &str| told(Routing::To(pod.into()));
+    let first = status_with(&claim, &held_for("a"), &to("a"), Some(&failed("Conflict")));
+    assert!(first.conditions.iter().all(|c| c.type_ != "RoutingSynced"), "not true yet");
+    claim.status = Some(status_with(&claim, &held_for("a"), &to("a"), None));
+    let outdated = status_with(&claim, &held_for("b"), &to("b"), Some(&failed("Conflict")));
+    assert_eq!(message(&outdated, "RoutingSynced"), "traffic goes to pod a", "as before");
+    let taken = status_with(&claim, &held_for("b"), &to("b"), Some(&failed("AlreadyExists")));
+    assert_eq!(said(&taken, "RoutingSynced").1, "WriteFailed");
+}
+
+#[test]
+fn history_names_the_pod_of_each_tenure() {
+    let mut view = held_for("b");
+    let of_pod =
+        |token, pod: &str, reason| EndedTenure { pod: Some(pod.into()), ..ended(token, reason) };
+    let died = of_pod(40, "a", EndReason::PodDied);
+    view.ended = Arc::new(vec![ended(39, EndReason::PodUnmatched), died]);
+    let held = status_with(&claim(ELECTS), &view, &Told::default(), None);
+    let past: Vec<_> = held.history.iter().map(|t| (&*t.holder, &*t.reason)).collect();
+    assert_eq!(past, [("shop/a", "PodDied"), ("shop/billing", "PodUnmatched")]);
+    // *Valid until* has passed before its keepers noticed.
+    let judged = Judged::sample(allowed(), claim(ELECTS).spec.settings().ok());
+    let expired = status(&Report {
+        claim: &claim(ELECTS),
+        judged: &judged,
+        facts: Facts {
+            judgement: &judged.judgement,
+            deleting: false,
+            view: Some(&held_for("b")),
+            paused: false,
+            nobody: None,
+            unreadable: None,
+            pods_unknown: false,
+            recorded: false,
+            now: at(100),
+        },
+        told: &Told::default(),
+        failed: None,
+        earlier: None,
+        cluster: "west",
+        wall: wall(60),
+    });
+    assert_eq!(expired.history[0].holder, "shop/b");
 }
