@@ -43,6 +43,21 @@ fn traces_of(process: u32) -> Vec<String> {
     traces
 }
 
+/// Those of the places that are there to which a node's programs write by default, whatever folder
+/// they are given.
+fn usual_places() -> Vec<&'static str> {
+    let places = [
+        "/run/containerd",
+        "/usr/libexec/kubernetes",
+        "/var/lib/cni",
+        "/var/lib/containerd",
+        "/var/lib/kubelet",
+        "/var/log/containers",
+        "/var/log/pods",
+    ];
+    places.into_iter().filter(|place| Path::new(place).exists()).collect()
+}
+
 /// The process that would clean up after `parent`.
 fn reaper_of(parent: u32) -> u32 {
     let is_reaper = |pid: &u32| {
@@ -70,6 +85,7 @@ fn a_dropped_cluster_leaves_nothing_even_if_it_is_cut() {
     if Cluster::skips() {
         return;
     }
+    let before = usual_places();
     let cluster = Cluster::start().unwrap();
     run_a_pod(&cluster);
     cluster.cut().unwrap();
@@ -77,6 +93,7 @@ fn a_dropped_cluster_leaves_nothing_even_if_it_is_cut() {
     assert!(traces.iter().any(|trace| trace.contains(" in ")), "a pod runs: {traces:?}");
     drop(cluster);
     assert_eq!(traces_of(std::process::id()), Vec::<String>::new());
+    assert_eq!(usual_places(), before);
 }
 
 #[test]

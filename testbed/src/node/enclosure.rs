@@ -16,15 +16,16 @@ use crate::tools::Tool;
 /// How long its mounts may take on a busy machine.
 const ALLOWED: Duration = Duration::from_secs(60);
 
-/// Makes the mounts its own, hides the folders of the host that containerd and the kubelet write
-/// to whatever they are told, and becomes a first process that collects orphans.
+/// Makes the mounts its own, keeps from the host what containerd, the kubelet and the network
+/// plugins write to fixed places whatever they are told, and becomes a first process that collects
+/// orphans. /var/lib is covered by a layer that takes the writes, as it may hold this repository.
 const FIRST_PROCESS: &str = r#"
 set -e
 mount --make-rshared /
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/log
-mkdir -p /var/lib/cni
-mount -t tmpfs tmpfs /var/lib/cni
+mkdir /run/written /run/work
+mount -t overlay -o lowerdir=/var/lib,upperdir=/run/written,workdir=/run/work overlay /var/lib
 echo ready
 exec "$1" pause
 "#;
