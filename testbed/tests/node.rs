@@ -6,6 +6,7 @@
 mod doomed;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -43,6 +44,22 @@ fn traces_of(process: u32) -> Vec<String> {
     traces
 }
 
+/// What a node writes to places that nobody can choose does not reach the machine.
+fn assert_that_its_writes_stay_with_it(cluster: &Cluster) {
+    let node = cluster.kubelet().pid().unwrap();
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    for place in ["/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers"] {
+        let on_the_machine = device(Path::new(place));
+        let in_the_node = device(Path::new(&format!("/proc/{node}/root{place}")));
+        assert!(in_the_node.is_some(), "it does not write to {place}");
+        assert_ne!(in_the_node, on_the_machine, "{place}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{node}/mountinfo")).unwrap();
+    for setting in ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic_on_oops"] {
+        assert!(mounts.contains(&format!(" /proc/sys/{setting} ")), "{setting}");
+    }
+}
+
 /// The process that would clean up after `parent`.
 fn reaper_of(parent: u32) -> u32 {
     let is_reaper = |pid: &u32| {
@@ -72,6 +89,7 @@ fn a_dropped_cluster_leaves_nothing_even_if_it_is_cut() {
     }
     let cluster = Cluster::start().unwrap();
     run_a_pod(&cluster);
+    assert_that_its_writes_stay_with_it(&cluster);
     cluster.cut().unwrap();
     let traces = traces_of(std::process::id());
     assert!(traces.iter().any(|trace| trace.contains(" in ")), "a pod runs: {traces:?}");

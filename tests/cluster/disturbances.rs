@@ -65,6 +65,7 @@ fn pods_go_on_while_kubelet_containerd_and_api_server_are_away() {
     assert_eq!(who_answers(address).unwrap(), "steady");
     cluster.apiserver().start_again().unwrap();
 
+    cluster.kubelet().restart().unwrap();
     // Everybody works again, for old pods and for new ones.
     space.apply(&pod("new", &json!({})));
     space.wait_for_pod("new");

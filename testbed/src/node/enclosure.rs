@@ -16,15 +16,24 @@ use crate::tools::Tool;
 /// How long its mounts may take on a busy machine.
 const ALLOWED: Duration = Duration::from_secs(60);
 
-/// Makes the mounts its own, hides the folders of the host that containerd and the kubelet write
-/// to whatever they are told, and becomes a first process that collects orphans.
+/// Makes the mounts its own, keeps from the host what containerd, the kubelet and the network
+/// plugins write to fixed places whatever they are told, and becomes a first process that collects
+/// orphans. /var/lib is covered by a layer that takes the writes, as it may hold this repository.
+/// The kernel's settings are those that a kubelet sets to its taste, such as a reboot after an oops.
 const FIRST_PROCESS: &str = r#"
 set -e
 mount --make-rshared /
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/log
-mkdir -p /var/lib/cni
-mount -t tmpfs tmpfs /var/lib/cni
+mkdir /run/written /run/work
+mount -t overlay -o lowerdir=/var/lib,upperdir=/run/written,workdir=/run/work overlay /var/lib
+for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
+    kernel/keys/root_maxkeys kernel/keys/root_maxbytes
+do
+    copy=/run/${setting##*/}
+    cat "/proc/sys/$setting" >"$copy"
+    mount --bind "$copy" "/proc/sys/$setting"
+done
 echo ready
 exec "$1" pause
 "#;

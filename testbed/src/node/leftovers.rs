@@ -49,7 +49,6 @@ while [ $tries -lt 100 ]; do
     [ -n "$busy" ] || break
     tries=$((tries + 1)); sleep 0.1
 done
-rmdir /var/lib/cni 2>/dev/null
 exit 0
 "#;
 
