@@ -52,7 +52,7 @@ use crate::{
     api::{ConsulLock, Phase},
     clock::Clock,
     consul::Consul,
-    keeper::{ClaimId, Keepers},
+    keeper::{Bequest, ClaimId, Keepers},
     telemetry::Metrics,
 };
 
@@ -104,6 +104,9 @@ pub struct Config {
 /// whose keepers have news.
 pub type MakeKeepers<C> = Box<dyn Fn(mpsc::UnboundedSender<ClaimId>) -> Keepers<C> + Send + Sync>;
 
+/// Is given the sessions of a term of leadership when it ends.
+pub type Bequeath = Box<dyn Fn(Vec<Bequest>) + Send + Sync>;
+
 /// The controller of one process.
 pub struct Controller<C> {
     config: Config,
@@ -112,6 +115,7 @@ pub struct Controller<C> {
     metrics: Arc<Metrics>,
     may_act: MayAct,
     make_keepers: MakeKeepers<C>,
+    bequeath: Bequeath,
     caches: Arc<Caches>,
 }
 
@@ -232,7 +236,15 @@ impl<C: Consul> Controller<C> {
         });
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
-        Controller { config, client, clock, metrics, may_act, make_keepers, caches }
+        let bequeath: Bequeath = Box::new(drop);
+        Controller { config, client, clock, metrics, may_act, make_keepers, bequeath, caches }
+    }
+
+    /// The same, but whenever a term ends `bequeath` is given the sessions that should live on.
+    #[must_use]
+    pub fn bequeathing(mut self, bequeath: Bequeath) -> Controller<C> {
+        self.bequeath = bequeath;
+        self
     }
 
     /// Returns once the claims have been listed, provided that the controller
@@ -311,17 +323,32 @@ impl<C: Consul> Controller<C> {
         let writer = Arc::new(writer);
         let instance = self.config.instance.clone();
         let (publisher, telling) = Publisher::new(Arc::clone(&writer), instance);
+        let keepers = Arc::new((self.make_keepers)(wake));
+        // Whatever ends the term, and also if this future is dropped.
+        let _will = Will { keepers: Arc::clone(&keepers), bequeath: &self.bequeath };
         let leader = Leader {
             config: self.config.clone(),
             clock: self.clock.clone(),
             metrics: Arc::clone(&self.metrics),
             caches: Arc::clone(&self.caches),
-            keepers: Arc::new((self.make_keepers)(wake)),
+            keepers,
             ledger: Ledger::default(),
             writer,
             publisher,
         };
         leader.run(woken, telling).await
+    }
+}
+
+/// Passes the sessions on when it is dropped.
+struct Will<'a, C: Consul> {
+    keepers: Arc<Keepers<C>>,
+    bequeath: &'a Bequeath,
+}
+
+impl<C: Consul> Drop for Will<'_, C> {
+    fn drop(&mut self) {
+        (self.bequeath)(self.keepers.bequests());
     }
 }
 

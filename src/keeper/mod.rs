@@ -9,7 +9,7 @@
 //! A key is written only as it was last seen: an acquisition, a rewrite or a release that arrives
 //! late finds another index or holder, and changes nothing.
 //! Dropping [`Keepers`] ends every task and releases nothing: whoever leads next adopts the
-//! sessions.
+//! sessions. A [`Vigil`] renews them until then.
 //! # Not guaranteed
 //! A *destroy* that arrives late cannot be guarded so: should an earlier process have sent one for
 //! a session that this one has adopted, the lock-delay is the margin.
@@ -46,6 +46,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vigil;
 mod watch;
 #[cfg(test)]
 mod wire;
@@ -54,6 +55,7 @@ use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;
 use shared::{Shared, lock};
 pub use view::*;
+pub use vigil::{Bequest, LIMIT, Vigil};
 use watch::Watches;
 
 /// Whose keepers: the claim's UID, so that a claim recreated under its old name gets new ones.
@@ -271,6 +273,21 @@ impl<C: Consul> Keepers<C> {
     /// Forgets keepers that have stopped.
     pub fn forget(&self, id: &ClaimId) {
         lock(&self.claims).remove(id);
+    }
+
+    /// The sessions that should live on though these keepers end: those that are valid, and that
+    /// nobody has asked to give up.
+    pub fn bequests(&self) -> Vec<Bequest> {
+        let bequest = |claim: &Claim| {
+            let shown = lock(&claim.shown);
+            let view = &shown.view.session;
+            Some(Bequest {
+                session: view.id.clone().filter(|_| shown.stop == StopState::Running)?,
+                ttl: view.ttl,
+                valid_until: view.valid_until?,
+            })
+        };
+        lock(&self.claims).values().filter_map(bequest).collect()
     }
 
     /// The closest *valid until* of all sessions.

@@ -22,6 +22,7 @@ mod faults;
 mod handing_over;
 mod holding;
 mod records;
+mod vigil;
 mod waiting;
 
 const S: Duration = Duration::from_secs(1);

@@ -85,23 +85,47 @@ async fn a_restarted_api_server_costs_no_tenure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_gone_for_longer_than_the_ttl_ends_tenures_by_expiry_and_no_sooner() {
+async fn an_api_server_gone_for_longer_than_the_sessions_live_costs_no_tenure() {
     let (site, proxy) = proxied("long-gone").await;
-    let _replica = site.start().await;
+    let replica = site.start().await;
+    let spec = json!({ "session": { "ttl": "10s", "lockDelay": "0s" } });
+    for name in ["a", "b"] {
+        site.create(name, spec.clone()).await;
+    }
+    let before = site.tenures(&["a", "b"]).await;
+    let cut = site.clock().now();
+    proxy.set(Fault::Cut);
+    // Consul would end them within twice the TTL of their last renewal.
+    eventually("more than twice the TTL to pass", || async {
+        assert_eq!(site.sessions().await.len(), 2, "they are renewed all the while");
+        let passed = site.clock().now().since(cut);
+        if passed > Duration::from_secs(25) { Ok(()) } else { Err(passed) }
+    })
+    .await;
+    assert!(!replica.leads(), "it renews, and does nothing else");
+    proxy.set(Fault::None);
+    replica.wait_leads().await;
+    assert_eq!(site.tenures(&["a", "b"]).await, before);
+    site.serves_another_claim().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenures_end_by_expiry_and_no_sooner_when_no_controller_is_left() {
+    let site = Site::new("nobody-left").await;
+    let replica = site.start().await;
     let spec = json!({ "session": { "ttl": "10s", "lockDelay": "0s" } });
     for name in ["a", "taken"] {
         site.create(name, spec.clone()).await;
     }
     let before = [site.held("a").await, site.held("taken").await];
-    let cut = site.clock().now();
-    proxy.set(Fault::Cut);
+    let killed = site.clock().now();
+    replica.server.kill().unwrap();
     site.no_sessions().await;
-    let lasted = site.clock().now().since(cut);
-    // Released by the leader that stops acting, it would have gone at once.
+    let lasted = site.clock().now().since(killed);
     assert!(lasted > Duration::from_secs(5), "the session ended after {lasted:?}");
     let stranger = site.stranger(site.key("taken")).await;
 
-    proxy.set(Fault::None);
+    let _second = site.start().await;
     let recovered = site.wait("a", "a new tenure", |status| {
         status.phase == Some(Phase::Held)
             && status.fencing_token.as_ref() != Some(&before[0].to_string())
