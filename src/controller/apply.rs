@@ -194,3 +194,6 @@ fn forget<C: Consul>(leader: &Leader<C>, id: &ClaimId) {
     leader.keepers.forget(id);
     leader.ledger.forget(id);
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,20 +157,19 @@ fn dry_run() -> PatchParams {
     PatchParams { dry_run: true, ..PatchParams::default() }
 }
 
-/// The key as it is, and that it does not move while walks fail `more` times.
-async fn the_key_stays(site: &Site, replica: &Replica, more: f64) {
-    let before = site.pair(&site.key("lock")).await;
+/// The key has not moved since it got this token, and does not while walks fail again and again.
+async fn the_key_stays(site: &Site, replica: &Replica, token: u64) {
     let failed = || {
         let series = "consul_lock_reconcile_errors_total{class=\"Invalid\"}";
         replica.metric(series).unwrap_or(0.0)
     };
-    let until = failed() + more;
+    let until = failed() + 3.0;
     eventually("walks to fail", || async {
         if failed() >= until { Ok(()) } else { Err(failed()) }
     })
     .await;
-    let now = site.pair(&site.key("lock")).await;
-    assert_eq!((&now, now.as_ref().is_some_and(|pair| pair.session.is_some())), (&before, true));
+    let pair = site.pair(&site.key("lock")).await.unwrap();
+    assert_eq!((pair.modify_index, pair.session.is_some()), (token, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +207,7 @@ async fn the_key_does_not_move_while_the_last_leader_s_label_cannot_be_taken_awa
     assert_eq!(truth, "False");
     assert!(message.starts_with("cannot take label and token off a pod: "), "{message}");
     assert!(message.contains("banned by the test"), "{message}");
-    the_key_stays(&site, &replica, 3.0).await;
+    the_key_stays(&site, &replica, first).await;
     assert!(replica.log().contains("cannot take label and token off a pod"));
     cast.routed("billing", None).await;
     assert_eq!(cast.badges("lock").await, BTreeMap::from([("a".to_owned(), Some(first))]));
@@ -257,7 +256,7 @@ async fn the_key_does_not_move_while_the_last_leader_s_endpoint_cannot_be_taken_
     let (_, _, message) = condition(&said.await, "RoutingSynced");
     assert!(message.starts_with("cannot take the endpoint out of an EndpointSlice: "), "{message}");
     site.event("lock", "RoutingFailed").await;
-    the_key_stays(&site, &replica, 3.0).await;
+    the_key_stays(&site, &replica, first).await;
     assert_eq!(cast.badges("lock").await, BTreeMap::from([("a".to_owned(), Some(first))]));
     ban.lift().await;
     assert!(cast.led_by("lock", "b").await > first);
@@ -287,8 +286,8 @@ async fn a_badge_that_could_not_be_given_is_given_later_and_the_endpoint_waits_f
     });
     let (_, _, message) = condition(&said.await, "RoutingSynced");
     assert!(message.starts_with("cannot give the elected pod its label and token: "), "{message}");
-    the_key_stays(&site, &replica, 3.0).await;
     let first = site.held("lock").await;
+    the_key_stays(&site, &replica, first).await;
     assert_eq!((cast.badges("lock").await.len(), cast.endpoints("billing").await.len()), (0, 0));
     ban.lift().await;
     assert_eq!(cast.led_by("lock", "a").await, first);
