@@ -5,7 +5,7 @@ CARGO ?= cargo
 GO ?= go
 
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
-GO_CODE := benches/peers/api-lock testbed/backend
+GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint generate servers tools bench need-rust need-lints need-go need-cc

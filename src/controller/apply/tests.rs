@@ -101,6 +101,7 @@ impl Walker {
             nodes: Cache::new("nodes", 1),
             services: Cache::new("services", 1),
             slices: Cache::new("endpointslices", 1),
+            jobs: Cache::new("jobs", 1),
         };
         let leader = Leader {
             config: config(),

@@ -71,6 +71,8 @@ pub enum Tool {
     Kubectl,
     /// Holds a key through Consul's own Go client; see `benches/peers/api-lock`.
     ApiLock,
+    /// Elects a leader with client-go; see `benches/peers/leader-election`.
+    LeaderElection,
     /// The loops behind Deployments, Jobs, EndpointSlices, service accounts.
     KubeControllerManager,
     /// Gives pods their node.
@@ -169,6 +171,13 @@ const API_LOCK: Module = Module {
     takes: "a few seconds",
     ..PLAIN
 };
+const LEADER_ELECTION: Module = Module {
+    name: "leader-election",
+    folder: "benches/peers/leader-election",
+    package: ".",
+    takes: "a minute",
+    ..PLAIN
+};
 const BACKEND: Module = Module {
     name: "backend",
     folder: "testbed/backend",
@@ -220,6 +229,7 @@ impl Tool {
             Tool::KubeApiserver => "kube-apiserver",
             Tool::Kubectl => "kubectl",
             Tool::ApiLock => "api-lock",
+            Tool::LeaderElection => "leader-election",
             Tool::KubeControllerManager => "kube-controller-manager",
             Tool::KubeScheduler => "kube-scheduler",
             Tool::Kubelet => "kubelet",
@@ -283,6 +293,7 @@ impl Tool {
             Tool::Etcd => &ETCD,
             Tool::KubeApiserver | Tool::Kubectl => &KUBERNETES,
             Tool::ApiLock => &API_LOCK,
+            Tool::LeaderElection => &LEADER_ELECTION,
             Tool::KubeControllerManager | Tool::KubeScheduler | Tool::Kubelet | Tool::KubeProxy => {
                 &KUBERNETES_NODE
             }
@@ -317,6 +328,7 @@ impl Tool {
             Tool::Runc => (&["--version"], 1, 5, 1),
             // Ours, or nothing that lies on PATH.
             Tool::ApiLock
+            | Tool::LeaderElection
             | Tool::CniPtp
             | Tool::CniLoopback
             | Tool::CniHostLocal
