@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use testbed::{Cluster, run, tools::Tool, wait_for};
 
 /// What every wait gets, at most.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The cluster of tests that keep to a namespace of their own. Nothing, and a line that says why,
 /// where none can run.

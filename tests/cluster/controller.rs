@@ -13,6 +13,8 @@ use crate::bed::{PATIENCE, Space};
 
 /// One replica, which looks after one namespace.
 pub(crate) struct Replica {
+    /// The first part of its name in the Lease.
+    pub(crate) name: String,
     server: Server,
     _folder: Folder,
 }
@@ -23,7 +25,8 @@ impl Replica {
         static NEXT: AtomicU16 = AtomicU16::new(8081);
         let cluster = space.cluster;
         let admin = SocketAddr::from((cluster.address(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let folder = Folder::new("controller").unwrap();
+        let (folder, name) =
+            (Folder::new("controller").unwrap(), format!("replica-{}", admin.port()));
         let args = [
             "controller".to_owned(),
             format!("--consul-http-addr={}:{}", cluster.gateway(), consul.http().port()),
@@ -38,7 +41,7 @@ impl Replica {
             args: args.map(OsString::from).to_vec(),
             env: vec![
                 ("KUBECONFIG".to_owned(), cluster.kubeconfig().to_str().unwrap().to_owned()),
-                ("HOSTNAME".to_owned(), format!("replica-{}", admin.port())),
+                ("HOSTNAME".to_owned(), name.clone()),
             ],
             log: folder.path().join("controller.log"),
             allowed: PATIENCE,
@@ -49,7 +52,7 @@ impl Replica {
             other => Err(format!("{other:?}")),
         };
         let server = Server::start(cluster.recipe_inside(recipe), ready).unwrap();
-        Replica { server, _folder: folder }
+        Replica { name, server, _folder: folder }
     }
 
     /// SIGKILL.

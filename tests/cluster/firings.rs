@@ -67,7 +67,7 @@ impl Side {
                     "schedulingGates": [{"name": "consullock.dev/held"}],
                     "containers": [{
                         "name": "app", "image": testbed::BACKEND_IMAGE,
-                        "imagePullPolicy": "Never", "args": ["get", work],
+                        "imagePullPolicy": "Never", "command": ["/backend", "get", work],
                     }],
                 },
             }},
@@ -96,6 +96,15 @@ impl Side {
         runs
     }
 
+    /// Whether a pod of a firing has been let through its gate and started.
+    fn has_begun(&self, firing: usize) -> bool {
+        let of = json!(firing.to_string());
+        self.pods().iter().any(|pod| {
+            pod["metadata"]["labels"]["firing"] == of
+                && !pod["status"]["containerStatuses"][0]["containerID"].is_null()
+        })
+    }
+
     fn running(&self) -> Vec<String> {
         let pods = self.pods().into_iter();
         let running = pods.filter(|pod| {
@@ -116,44 +125,54 @@ fn of_twenty_firings_in_two_clusters_each_has_one_successful_run_and_never_two_a
     let Some(two) = disturbed_cluster() else { return };
     let gateways = vec![one.gateway(), two.gateway()];
     let consul = Consul::start(ConsulConfig { also_on: gateways, ..Default::default() }).unwrap();
-    let sides = [Side::start(one, "books-one", &consul), Side::start(*two, "books-two", &consul)];
-    let mut sides = sides;
+    let mut sides =
+        [Side::start(one, "books-one", &consul), Side::start(*two, "books-two", &consul)];
     let port = consul.http().port();
-    // Work that needs Consul to answer, and takes a second of its time.
+    // Work that needs Consul to answer, and takes a second of its time: nothing changes there.
+    assert!(consul.request("PUT", "/v1/kv/none", b"").unwrap().ok());
+    let none = consul.request("GET", "/v1/kv/none", b"").unwrap().json();
+    let index = none[0]["ModifyIndex"].as_u64().unwrap();
     let work = |side: &Side| {
         let gateway = side.space.cluster.gateway();
-        format!("http://{gateway}:{port}/v1/kv/none?index=1&wait=1s&stale")
+        format!("http://{gateway}:{port}/v1/kv/none?index={index}&wait=1s")
     };
-    let put = consul.request("PUT", "/v1/kv/none", b"").unwrap();
-    assert!(put.ok());
 
     for number in 0..FIRINGS {
         // One cluster's clock is ahead, now this one's and now that one's.
-        let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
-        for side in order.map(|side| &sides[side]) {
-            // A firing that one cluster missed.
-            if number % 7 != 3 || side.space.cluster.node_name() == one.node_name() {
-                side.fire(&due(number), number, &work(side));
-            }
+        let (first, second) = if number % 2 == 0 { (0, 1) } else { (1, 0) };
+        sides[first].fire(&due(number), number, &work(&sides[first]));
+        let begun = || {
+            let begun = sides.iter().any(|side| side.has_begun(number));
+            (begun || number % 4 == 2).then_some(())
+        };
+        wait_for(format!("firing {number} to run"), PATIENCE, begun).unwrap();
+        // A firing that one cluster missed.
+        if number % 7 != 3 {
+            sides[second].fire(&due(number), number, &work(&sides[second]));
         }
         match number {
-            5 | 15 => {
-                sides[0].controller.kill();
-                sides[0].controller = Replica::start(&sides[0].space, &consul);
+            // The controller of the cluster where it runs.
+            5 | 12 => {
+                sides[first].controller.kill();
+                sides[first].controller = Replica::start(&sides[first].space, &consul);
             }
-            9 => {
+            // The cluster where it runs, but for the one that nobody may cut.
+            9 | 15 => {
                 two.cut().unwrap();
-                wait_for("the other cluster to have caught up", PATIENCE, || {
-                    (sides[0].succeeded().len() + sides[1].succeeded().len() >= number - 2)
-                        .then_some(())
-                })
-                .unwrap();
+                let taken_up = || sides[0].has_begun(number).then_some(());
+                wait_for(format!("firing {number} to be taken up"), PATIENCE, taken_up).unwrap();
                 two.heal().unwrap();
             }
             _ => {}
         }
         let (here, there) = (sides[0].running(), sides[1].running());
         assert!(here.len() + there.len() <= 1, "two at once: {here:?} {there:?}");
+        // Some come before the last one is over.
+        if number % 4 != 1 {
+            let done = || sides.iter().any(|side| side.succeeded().contains_key(&number));
+            let done = wait_for(format!("firing {number}"), PATIENCE, || done().then_some(()));
+            done.unwrap();
+        }
     }
     let all = || {
         let mut runs = sides[0].succeeded();
