@@ -58,6 +58,14 @@ pub enum LeadError {
 struct Next {
     /// When to look again, whatever happens.
     at: Option<Instant>,
+    /// Why pods or slices are not as they should be, though the rest of the walk was done.
+    failed: Option<Error>,
+}
+
+impl Next {
+    fn at(at: Option<Instant>) -> Next {
+        Next { at, failed: None }
+    }
 }
 
 type Walked = (ObjectName, Result<Next, Error>);
@@ -227,7 +235,11 @@ impl<C: Consul> Leader<C> {
         let span = logs::claim_span(&name.namespace, &name.name);
         let result = async {
             let result = self.reconcile(&name).await;
-            if let Err(error) = &result {
+            let error = match &result {
+                Ok(next) => next.failed.as_ref(),
+                Err(error) => Some(error),
+            };
+            if let Some(error) = error {
                 let source = std::error::Error::source(error).map(ToString::to_string);
                 let class = error.class();
                 self.metrics.reconcile_failed(class.as_str());
@@ -255,11 +267,11 @@ impl<C: Consul> Leader<C> {
             (Some(mut applied), Some(seen), Some(planned)) => {
                 let failed = applied.failed.take();
                 let next = self.report(name, seen, planned, &applied, failed.as_ref()).await?;
-                failed.map_or(Ok(next), Err)
+                Ok(Next { failed, ..next })
             }
             _ => {
                 self.metrics.claim_gone(&name.namespace, &name.name);
-                Ok(Next { at: stopping(&observed, &plan) })
+                Ok(Next::at(stopping(&observed, &plan)))
             }
         }
     }
@@ -278,7 +290,7 @@ impl<C: Consul> Leader<C> {
         let deleting = claim.metadata.deletion_timestamp.is_some();
         if planned.has_just_asked_to_stop() {
             // The keepers tell in a moment what came of it.
-            return Ok(Next { at: Some(now + STOPPING_AGAIN) });
+            return Ok(Next::at(Some(now + STOPPING_AGAIN)));
         }
         // Without keepers our part is done, and others hold the object back.
         let parting = deleting && applied.view.is_some();
@@ -307,7 +319,7 @@ impl<C: Consul> Leader<C> {
         let hold = not_before(&report.facts, previous, seen.since, parting_since);
         let again = parting.then(|| now + STOPPING_AGAIN);
         if let Some(hold) = hold.filter(|hold| now < *hold) {
-            return Ok(Next { at: [Some(hold), planned.course.again].into_iter().flatten().min() });
+            return Ok(Next::at([Some(hold), planned.course.again].into_iter().flatten().min()));
         }
         let next = status(&report); // pure
         self.patch_if_changed(seen, applied, &next).await?; // I/O
@@ -315,7 +327,7 @@ impl<C: Consul> Leader<C> {
         let token = token.map(crate::names::FencingToken::get);
         self.metrics.claim_stands(&name.namespace, &name.name, token);
         let course = planned.course.again;
-        Ok(Next { at: [valid_until(applied), again, course].into_iter().flatten().min() })
+        Ok(Next::at([valid_until(applied), again, course].into_iter().flatten().min()))
     }
 
     async fn patch_if_changed(
@@ -380,19 +392,20 @@ impl Desk {
 
     fn walked(&mut self, (name, result): Walked, now: Instant) {
         self.queue.finish(&name);
-        let at = match result {
-            Ok(next) => {
-                self.failures.remove(&name);
-                next.at
-            }
-            Err(error) => {
-                let failures = self.failures.entry(name.clone()).or_default();
-                *failures += 1;
-                let jitter = rand::random_range(0.5..1.0);
-                Some(now + pause(error.class(), *failures, jitter))
-            }
+        let (due, error) = match result {
+            Ok(next) => (next.at, next.failed),
+            Err(error) => (None, Some(error)),
         };
-        if let Some(at) = at {
+        let again = if let Some(error) = error {
+            let failures = self.failures.entry(name.clone()).or_default();
+            *failures += 1;
+            let jitter = rand::random_range(0.5..1.0);
+            Some(now + pause(error.class(), *failures, jitter))
+        } else {
+            self.failures.remove(&name);
+            None
+        };
+        if let Some(at) = [due, again].into_iter().flatten().min() {
             self.queue.add(name, at);
         }
     }
@@ -421,6 +434,25 @@ impl Drop for ClaimSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_about_pods_does_not_delay_what_is_due_anyway() {
+        use super::super::writer::WriteError;
+        let (mut desk, name) = (Desk::default(), ObjectName::new("shop", "billing"));
+        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        for failures in 1..20 {
+            desk.queue.add(name.clone(), at(10));
+            desk.queue.take(at(10)).unwrap();
+            let failed = Some(Error::FillSlice(WriteError::NotLeading));
+            let next = Next { at: Some(at(11)), failed };
+            desk.walked((name.clone(), Ok(next)), at(10));
+            let due = desk.queue.next_due().unwrap();
+            assert!(due <= at(11), "{due:?} after {failures} failures");
+            desk.queue.take(at(11)).unwrap();
+            desk.queue.finish(&name);
+        }
+        assert_eq!(desk.failures[&name], 19, "and the pauses of its repetition grow");
+    }
 
     #[test]
     fn pauses_grow_and_end_growing() {

@@ -205,13 +205,22 @@ impl Writer {
         strip: &Strip,
         claim: &str,
     ) -> Result<(), WriteError> {
-        if strip.delete {
-            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-            let params = only_of(Some(strip.uid.to_string()));
-            done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))?;
+        let deleted = match strip.delete {
+            true => self.delete_pod(namespace, strip).await,
+            false => Ok(()),
+        };
+        let never = |error: &WriteError| matches!(error.class(), Class::Denied | Class::Invalid);
+        if deleted.as_ref().is_err_and(|error| !never(error)) {
+            return deleted;
         }
         let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
-        done_if_gone(stripped)
+        deleted.and(done_if_gone(stripped))
+    }
+
+    async fn delete_pod(&self, namespace: &str, strip: &Strip) -> Result<(), WriteError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = only_of(Some(strip.uid.to_string()));
+        done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
     }
 
     /// Removes a Job, and what it made.

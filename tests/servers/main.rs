@@ -13,6 +13,7 @@ mod corpus;
 mod elections;
 mod elections_changes;
 mod elections_faults;
+mod elections_rights;
 mod end_to_end;
 mod faults_consul;
 mod faults_consul_access;
