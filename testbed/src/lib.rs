@@ -1,5 +1,6 @@
 //! Starts the real servers that tests, the demo and benchmarks talk to: a Consul or three of
-//! them, a Kubernetes control plane, and a proxy that misbehaves on demand.
+//! them, a Kubernetes control plane, and a proxy that misbehaves on demand. For simulations there is
+//! an API server in memory ([`fake_api`]).
 //!
 //! What it promises:
 //!
@@ -17,6 +18,7 @@ mod certs;
 mod cluster;
 mod consul;
 mod control_plane;
+pub mod fake_api;
 mod folder;
 mod http;
 mod ports;
