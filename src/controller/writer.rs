@@ -94,6 +94,17 @@ impl WriteError {
     }
 }
 
+impl WriteError {
+    /// The object that was meant is gone, and another one has its name: the API server takes the
+    /// UID in a patch for an attempt to change it.
+    fn is_about_another(&self) -> bool {
+        let WriteError::Refused(error) = self else { return false };
+        let kube::Error::Api(status) = error.as_ref() else { return false };
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 422 && causes.any(|cause| cause.field == "metadata.uid")
+    }
+}
+
 /// The server's own words, without the debug output that kube adds to them.
 fn words(error: &kube::Error) -> String {
     match error {
@@ -174,7 +185,7 @@ impl Writer {
     }
 
     /// Relieves a pod of a claim's label and token, and deletes it if that is asked for. A pod that
-    /// is gone carries nothing.
+    /// is gone carries nothing, whether another one has its name by now or not.
     pub(super) async fn strip(
         &self,
         namespace: &str,
@@ -182,7 +193,10 @@ impl Writer {
         claim: &str,
     ) -> Result<(), WriteError> {
         let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
-        done_if_gone(stripped)?;
+        match stripped {
+            Err(error) if error.is_about_another() => return Ok(()),
+            stripped => done_if_gone(stripped)?,
+        }
         if !strip.delete {
             return Ok(());
         }

@@ -158,12 +158,8 @@ fn code<T>(answer: kube::Result<T>) -> u16 {
     }
 }
 
-const NO_PARAMS: PatchParams = PatchParams {
-    dry_run: false,
-    force: false,
-    field_manager: None,
-    field_validation: None,
-};
+const NO_PARAMS: PatchParams =
+    PatchParams { dry_run: false, force: false, field_manager: None, field_validation: None };
 
 fn annotated(version: Option<&str>, value: Value) -> Patch<Value> {
     let mut metadata = json!({ "annotations": { "a": value } });
@@ -222,7 +218,11 @@ async fn a_merge_patch_with_another_pod_s_uid_is_invalid_and_changes_nothing(pla
     };
     let api: &Api<Pod> = &place.pods;
     let strange = patch("7d9f6c5e-0000-4000-8000-000000000000");
-    assert_eq!(code(api.patch_metadata("p", &NO_PARAMS, &strange).await), 422);
+    let refused = api.patch_metadata("p", &NO_PARAMS, &strange).await;
+    let Err(kube::Error::Api(status)) = refused else { panic!("{refused:?}") };
+    let causes = status.details.unwrap().causes;
+    let named = causes.iter().any(|cause| cause.field == "metadata.uid");
+    assert_eq!((status.code, named), (422, true), "{causes:?}");
     assert!(!api.get("p").await.unwrap().labels().contains_key("badge"));
     let own = patch(&pod.uid().unwrap());
     assert_eq!(code(api.patch_metadata("p", &NO_PARAMS, &own).await), 200);

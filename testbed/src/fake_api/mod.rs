@@ -68,7 +68,8 @@ pub struct Change {
 impl Change {
     /// As a watch tells it: a line of JSON.
     pub fn line(&self) -> Arc<str> {
-        let line = || format!("{}\n", json!({ "type": self.event, "object": &*self.object })).into();
+        let line =
+            || format!("{}\n", json!({ "type": self.event, "object": &*self.object })).into();
         Arc::clone(self.line.get_or_init(line))
     }
 }
@@ -109,8 +110,9 @@ impl FakeApi {
     pub fn call(&mut self, method: &str, target: &Target, body: &[u8]) -> Answer {
         let body = || match body {
             [] => Ok(Value::Null),
-            body => serde_json::from_slice(body)
-                .map_err(|error| (400, "BadRequest", error.to_string())),
+            body => {
+                serde_json::from_slice(body).map_err(|error| (400, "BadRequest", error.to_string()))
+            }
         };
         let answer = match (method, &target.name) {
             ("GET", None) => Ok((200, Arc::new(self.list(target)))),
@@ -118,15 +120,21 @@ impl FakeApi {
             ("POST", None) => body().and_then(|object| self.create(target, object)),
             ("PUT", Some(name)) => body().and_then(|object| self.replace(target, name, object)),
             ("PATCH", Some(name)) => body().and_then(|patch| self.patch(target, name, &patch)),
-            ("DELETE", Some(name)) => body().and_then(|options| self.delete(target, name, &options)),
+            ("DELETE", Some(name)) => {
+                body().and_then(|options| self.delete(target, name, &options))
+            }
             _ => Err((405, "MethodNotAllowed", format!("{method} is not for this"))),
         };
         match answer {
             Ok((code, body)) => Answer { code, body },
             Err((code, reason, message)) => {
+                // An invalid field is named, as far as it has a name of its own.
+                let field = message.split(':').next().filter(|_| code == 422);
+                let causes = field.map(|field| json!([{ "field": field, "message": message }]));
                 let body = Arc::new(json!({
                     "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                     "message": message, "reason": reason, "code": code,
+                    "details": { "causes": causes.unwrap_or_else(|| json!([])) },
                 }));
                 Answer { code, body }
             }
@@ -208,7 +216,8 @@ impl FakeApi {
         is_patch: bool,
     ) -> Result<(u16, Arc<Value>), Refusal> {
         let before = &old["metadata"];
-        for (field, patched) in [("uid", (422, "Invalid")), ("resourceVersion", (409, "Conflict"))] {
+        for (field, patched) in [("uid", (422, "Invalid")), ("resourceVersion", (409, "Conflict"))]
+        {
             let (asked, is) = (&object["metadata"][field], &before[field]);
             if !asked.is_null() && asked != is {
                 let (code, reason) = if is_patch { patched } else { (409, "Conflict") };
