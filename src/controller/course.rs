@@ -183,21 +183,26 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, now: Instant) -> Course {
 
 fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Option<Election>) {
     let settings = match may {
-        May::Contend(settings) => settings,
-        May::StandBy(_) => return (Some(Stance::StandBy(EndReason::Paused)), None),
+        May::Contend(settings) | May::StandBy(settings) => settings,
         May::Nothing | May::Undecided(_) => return (None, None),
     };
-    let Some(candidates) = &settings.candidates else {
-        return (Some(Stance::FOR_ITSELF), None);
+    let stands_by = matches!(may, May::StandBy(_));
+    let candidates = match &settings.candidates {
+        Some(candidates) => candidates,
+        None if stands_by => return (Some(Stance::StandBy(EndReason::Paused)), None),
+        None => return (Some(Stance::FOR_ITSELF), None),
     };
     let keep = |leader: &Arc<Leader>, instead| {
         let leader = Some(Arc::clone(leader));
         Some(Stance::Contend { leader, instead })
     };
-    if !pods.known {
-        // Whoever led goes on until we know better.
+    if !pods.known || (settings.service.is_some() && !pods.traffic.known) {
+        // Whoever led goes on until we know better: what it has is to be taken away first.
         let leader = pods.standing.leader();
         return (leader.and_then(|leader| keep(leader, EndReason::NoCandidate)), None);
+    }
+    if stands_by {
+        return (Some(Stance::StandBy(EndReason::Paused)), None);
     }
     let election =
         election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);
@@ -271,10 +276,15 @@ struct Route {
 
 fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Leader>>) -> Route {
     let (pods, traffic) = (&seen.electorate, &seen.electorate.traffic);
-    let remove_all = |told| Route {
-        retreat: traffic.own.iter().map(|slice| Retreat::Delete((**slice).clone())).collect(),
-        advance: Vec::new(),
-        told,
+    let remove_all = |told| {
+        let own = traffic.own.iter().map(|slice| Retreat::Delete((**slice).clone()));
+        // One that is not seen yet is seen next, and goes then.
+        let is_own = |filled: &&EndpointSlice| {
+            traffic.own.iter().any(|own| own.metadata.name == filled.metadata.name)
+        };
+        let unseen = traffic.filled.iter().filter(|filled| !is_own(filled));
+        let retreat = own.chain(unseen.cloned().map(Retreat::Empty)).collect();
+        Route { retreat, advance: Vec::new(), told }
     };
     if settings.is_none_or(|settings| settings.service.is_none()) {
         return remove_all(None);
@@ -381,5 +391,64 @@ fn owner(claim: &ConsulLock) -> OwnerReference {
         controller: Some(true),
         // Asked for, it would take a right on the claims' finalizers.
         block_owner_deletion: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        controller::{
+            sample::{at, claim, electorate, leader},
+            tenancy::NamespaceSeen,
+        },
+        keeper::ClaimId,
+    };
+
+    /// A claim with candidates and a Service, whose tenure for `a` is being adopted.
+    fn adopting(spec: &str) -> Seen {
+        let object = claim(&format!(
+            "{{candidates: {{selector: {{matchLabels: {{app: x}}}}}}, routing: {{service: s}}{spec}}}"
+        ));
+        let standing = Standing::Adopting { leader: Some(Arc::new(leader("a"))) };
+        Seen {
+            id: ClaimId("uid-1".into()),
+            settings: object.spec.settings(),
+            electorate: electorate(standing),
+            object: Arc::new(object),
+            namespace: NamespaceSeen::Annotated(None),
+            view: None,
+            stop: None,
+            since: at(1),
+        }
+    }
+
+    #[test]
+    fn nothing_is_given_up_before_it_is_known_what_has_to_be_taken_away_first() {
+        let mut seen = adopting(", paused: true");
+        let settings = seen.settings.clone().unwrap();
+        let may = May::StandBy(&settings);
+        for (pods, traffic) in [(false, true), (true, false)] {
+            (seen.electorate.known, seen.electorate.traffic.known) = (pods, traffic);
+            let stance = course(&seen, &may, at(2)).stance;
+            let Some(Stance::Contend { leader: Some(kept), .. }) = stance else {
+                panic!("{stance:?}");
+            };
+            assert_eq!(&*kept.pod, "a");
+        }
+        (seen.electorate.known, seen.electorate.traffic.known) = (true, true);
+        let stance = course(&seen, &may, at(2)).stance;
+        assert_eq!(stance, Some(Stance::StandBy(EndReason::Paused)));
+    }
+
+    #[test]
+    fn an_endpoint_on_its_way_comes_to_nothing_though_its_service_is_gone() {
+        let mut seen = adopting("");
+        let settings = seen.settings.clone().unwrap();
+        let mut blank = EndpointSlice::default();
+        blank.metadata.name = Some("late".to_owned());
+        seen.electorate.traffic.filled = vec![blank.clone()];
+        let retreat = course(&seen, &May::Contend(&settings), at(2)).retreat;
+        assert_eq!(retreat, [Retreat::Empty(blank)]);
     }
 }
