@@ -52,7 +52,7 @@ use crate::{
     api::{ConsulLock, Phase},
     clock::Clock,
     consul::Consul,
-    keeper::{ClaimId, Keepers},
+    keeper::{ClaimId, Jitter, Keepers},
     telemetry::Metrics,
 };
 
@@ -72,6 +72,8 @@ mod queue;
 mod recorded;
 #[cfg(test)]
 mod sample;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod tenancy;
 mod verdict;
@@ -112,6 +114,7 @@ pub struct Controller<C> {
     metrics: Arc<Metrics>,
     may_act: MayAct,
     make_keepers: MakeKeepers<C>,
+    jitter: Jitter,
     caches: Arc<Caches>,
 }
 
@@ -185,6 +188,7 @@ struct Leader<C> {
     ledger: Ledger,
     writer: Arc<Writer>,
     publisher: Publisher,
+    jitter: Jitter,
 }
 
 impl<C: Consul> Controller<C> {
@@ -212,7 +216,14 @@ impl<C: Consul> Controller<C> {
         });
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
-        Controller { config, client, clock, metrics, may_act, make_keepers, caches }
+        let jitter: Jitter = Arc::new(|| rand::random_range(0.0..1.0));
+        Controller { config, client, clock, metrics, may_act, make_keepers, jitter, caches }
+    }
+
+    /// Takes what is left to chance from `jitter`, so that a simulation can repeat itself.
+    #[cfg(test)]
+    fn with_jitter(self, jitter: Jitter) -> Controller<C> {
+        Controller { jitter, ..self }
     }
 
     /// Returns once the claims have been listed, provided that the controller
@@ -252,6 +263,7 @@ impl<C: Consul> Controller<C> {
             }
         };
         tokio::select! {
+            biased; // neither is ever ready
             _ = whole => {}
             _ = everywhere => {}
         }
@@ -277,7 +289,8 @@ impl<C: Consul> Controller<C> {
         api: impl FnOnce(Client) -> Api<K>,
         slim: fn(&mut K),
     ) {
-        let events = watcher(api(self.client.clone()), watch_config()).backoff(backoff());
+        let events = watcher(api(self.client.clone()), watch_config());
+        let events = events.backoff(backoff((self.jitter)()));
         cache.follow(namespace, events.modify(slim), &self.metrics).await;
     }
 
@@ -299,6 +312,7 @@ impl<C: Consul> Controller<C> {
             ledger: Ledger::default(),
             writer,
             publisher,
+            jitter: Arc::clone(&self.jitter),
         };
         leader.run(woken, telling).await
     }
@@ -327,13 +341,14 @@ fn watch_config() -> watcher::Config {
     watcher::Config::default().timeout(60)
 }
 
-fn backoff() -> ExponentialBackoff {
+fn backoff(jitter: f64) -> ExponentialBackoff {
     // Short: after an API server's restart nothing else makes us look again.
     backon::ExponentialBuilder::default()
         .with_min_delay(std::time::Duration::from_millis(200))
         .with_max_delay(std::time::Duration::from_secs(5))
         .with_factor(2.0)
         .with_jitter()
+        .with_jitter_seed(jitter.to_bits())
         .without_max_times()
         .into()
 }

@@ -48,7 +48,7 @@ mod tests;
 mod view;
 mod watch;
 #[cfg(test)]
-mod wire;
+pub(crate) mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;
