@@ -12,7 +12,7 @@
 //! A cache lags behind; `super::ledger` makes up for our own writes.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     sync::{
         Arc, PoisonError, RwLock,
@@ -30,7 +30,10 @@ use tokio::sync::{broadcast, watch};
 use crate::telemetry::Metrics;
 
 /// How many changes a subscriber may be behind before it has to look at everything.
-const TOUCHED_KEPT: usize = 8192;
+const TOUCHED_KEPT: usize = match cfg!(test) {
+    false => 8192,
+    true => 64, // a simulation makes thousands of caches, and their room would cost most of its time
+};
 
 /// An object's name within its kind; no namespace for what belongs to the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,7 +99,8 @@ pub(super) struct Cache<K> {
 
 struct Objects<K> {
     by_name: HashMap<ObjectName, Arc<K>>,
-    by_key: HashMap<String, HashSet<ObjectName>>,
+    /// In the order of their names, so that the same objects are always found in the same order.
+    by_key: HashMap<String, BTreeSet<ObjectName>>,
     /// The last words of what went, the oldest first; nothing of what went unseen.
     gone: VecDeque<Arc<K>>,
 }
@@ -145,7 +149,7 @@ impl<K: Cached> Objects<K> {
             if let Some(names) = self.by_key.get_mut(key) {
                 names.insert(name.clone());
             } else {
-                self.by_key.insert(key.clone(), HashSet::from([name.clone()]));
+                self.by_key.insert(key.clone(), BTreeSet::from([name.clone()]));
             }
         }
     }

@@ -223,26 +223,33 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
 
 fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Option<Election>) {
     let settings = match may {
-        May::Contend(settings) => settings,
-        May::StandBy(_) => return (Some(Stance::StandBy(EndReason::Paused)), None),
+        May::Contend(settings) | May::StandBy(settings) => settings,
         May::Nothing | May::Undecided(_) => return (None, None),
     };
-    let Some(candidates) = &settings.candidates else {
-        return (Some(Stance::FOR_ITSELF), None);
+    let stands_by = matches!(may, May::StandBy(_));
+    let candidates = match &settings.candidates {
+        Some(candidates) => candidates,
+        None if stands_by => return (Some(Stance::StandBy(EndReason::Paused)), None),
+        None => return (Some(Stance::FOR_ITSELF), None),
     };
     let keep = |leader: &Arc<Leader>, instead| {
         let leader = Some(Arc::clone(leader));
         Some(Stance::Contend { leader, instead })
     };
-    if !pods.known {
-        // Whoever held the key goes on until we know better.
-        let stance = match &pods.standing {
+    let routes = settings.service.is_some();
+    if !pods.known || (routes && !pods.traffic.known) {
+        // Whoever held the key goes on until we know better: what it has is to be taken away first.
+        match &pods.standing {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
-                Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
+                let (leader, instead) = (leader.clone(), EndReason::NoCandidate);
+                return (Some(Stance::Contend { leader, instead }), None);
             }
-            Standing::None => None,
-        };
-        return (stance, None);
+            Standing::None if !pods.known => return (None, None),
+            Standing::None => {}
+        }
+    }
+    if stands_by {
+        return (Some(Stance::StandBy(EndReason::Paused)), None);
     }
     let election =
         election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);

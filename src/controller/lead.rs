@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 use tracing::Instrument;
@@ -25,7 +25,7 @@ use crate::{
     api::ConsulLockStatus,
     clock::Instant,
     consul::Consul,
-    keeper::{ClaimId, LockView},
+    keeper::{ClaimId, Jitter, LockView},
     telemetry::{Metrics, logs},
 };
 
@@ -88,15 +88,18 @@ impl<C: Consul> Leader<C> {
         let mut slices = caches.slices.subscribe();
         let mut jobs = caches.jobs.subscribe();
         caches.claims.wait_until_synced().await;
-        let others = async {
-            caches.namespaces.wait_until_synced().await;
-            caches.pods.wait_until_synced().await;
-            caches.nodes.wait_until_synced().await;
-            caches.services.wait_until_synced().await;
-            caches.slices.wait_until_synced().await;
-            caches.jobs.wait_until_synced().await;
-        };
-        if let Err(elapsed) = self.clock.timeout(OTHERS, others).await {
+        // Each is news when it comes: claims may have waited for no more than that.
+        let others: [BoxFuture<'_, ()>; 6] = [
+            caches.namespaces.wait_until_synced().boxed(),
+            caches.pods.wait_until_synced().boxed(),
+            caches.nodes.wait_until_synced().boxed(),
+            caches.services.wait_until_synced().boxed(),
+            caches.slices.wait_until_synced().boxed(),
+            caches.jobs.wait_until_synced().boxed(),
+        ];
+        let mut others = FuturesUnordered::from_iter(others);
+        let all = async { while others.next().await.is_some() {} };
+        if let Err(elapsed) = self.clock.timeout(OTHERS, all).await {
             tracing::warn!("starting without all of the other watches: {elapsed}");
         }
         let mut desk = Desk::default();
@@ -114,7 +117,8 @@ impl<C: Consul> Leader<C> {
             let room = walks.len() < WALKS;
             let due = desk.queue.next_due().filter(|_| room);
             tokio::select! {
-                Some(walked) = walks.next() => desk.walked(walked, self.clock.now()),
+                biased; // each is idle soon, and what is due is taken in every round
+                Some(walked) = walks.next() => desk.walked(walked, self.clock.now(), &self.jitter),
                 id = woken.recv() => match id {
                     Some(id) => desk.add_all(self.ledger.name_of(&id), self.clock.now()),
                     None => return LeadError::KeepersGone,
@@ -161,6 +165,9 @@ impl<C: Consul> Leader<C> {
                         Some(names) => desk.add_all(names, self.clock.now()),
                         None => return LeadError::CachesGone,
                     }
+                }
+                Some(()) = others.next() => {
+                    desk.add_all(caches.claims.names(None), self.clock.now());
                 }
                 () = &mut telling => {}
                 () = &mut panicked => return LeadError::KeeperPanicked,
@@ -390,7 +397,7 @@ impl Desk {
         }
     }
 
-    fn walked(&mut self, (name, result): Walked, now: Instant) {
+    fn walked(&mut self, (name, result): Walked, now: Instant, jitter: &Jitter) {
         self.queue.finish(&name);
         let (due, error) = match result {
             Ok(next) => (next.at, next.failed),
@@ -399,7 +406,7 @@ impl Desk {
         let again = if let Some(error) = error {
             let failures = self.failures.entry(name.clone()).or_default();
             *failures += 1;
-            let jitter = rand::random_range(0.5..1.0);
+            let jitter = 0.5 + jitter() / 2.0;
             Some(now + pause(error.class(), *failures, jitter))
         } else {
             self.failures.remove(&name);
@@ -440,12 +447,13 @@ mod tests {
         use super::super::writer::WriteError;
         let (mut desk, name) = (Desk::default(), ObjectName::new("shop", "billing"));
         let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let jitter: Jitter = Arc::new(|| 0.5);
         for failures in 1..20 {
             desk.queue.add(name.clone(), at(10));
             desk.queue.take(at(10)).unwrap();
             let failed = Some(Error::FillSlice(WriteError::NotLeading));
             let next = Next { at: Some(at(11)), failed };
-            desk.walked((name.clone(), Ok(next)), at(10));
+            desk.walked((name.clone(), Ok(next)), at(10), &jitter);
             let due = desk.queue.next_due().unwrap();
             assert!(due <= at(11), "{due:?} after {failures} failures");
             desk.queue.take(at(11)).unwrap();

@@ -52,7 +52,7 @@ use crate::{
     api::{ConsulLock, Phase},
     clock::Clock,
     consul::Consul,
-    keeper::{Bequest, ClaimId, Keepers},
+    keeper::{Bequest, ClaimId, Jitter, Keepers},
     telemetry::Metrics,
 };
 
@@ -72,6 +72,8 @@ mod queue;
 mod recorded;
 #[cfg(test)]
 mod sample;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod tenancy;
 mod verdict;
@@ -116,6 +118,7 @@ pub struct Controller<C> {
     may_act: MayAct,
     make_keepers: MakeKeepers<C>,
     bequeath: Bequeath,
+    jitter: Jitter,
     caches: Arc<Caches>,
 }
 
@@ -208,6 +211,7 @@ struct Leader<C> {
     ledger: Ledger,
     writer: Arc<Writer>,
     publisher: Publisher,
+    jitter: Jitter,
 }
 
 impl<C: Consul> Controller<C> {
@@ -237,7 +241,18 @@ impl<C: Consul> Controller<C> {
         let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
         metrics.report_locks_from(move || counted.by_phase(leads()));
         let bequeath: Bequeath = Box::new(drop);
-        Controller { config, client, clock, metrics, may_act, make_keepers, bequeath, caches }
+        let jitter: Jitter = Arc::new(|| rand::random_range(0.0..1.0));
+        Controller {
+            config,
+            client,
+            clock,
+            metrics,
+            may_act,
+            make_keepers,
+            bequeath,
+            jitter,
+            caches,
+        }
     }
 
     /// The same, but whenever a term ends `bequeath` is given the sessions that should live on.
@@ -245,6 +260,12 @@ impl<C: Consul> Controller<C> {
     pub fn bequeathing(mut self, bequeath: Bequeath) -> Controller<C> {
         self.bequeath = bequeath;
         self
+    }
+
+    /// Takes what is left to chance from `jitter`, so that a simulation can repeat itself.
+    #[cfg(test)]
+    fn with_jitter(self, jitter: Jitter) -> Controller<C> {
+        Controller { jitter, ..self }
     }
 
     /// Returns once the claims have been listed, provided that the controller
@@ -285,6 +306,7 @@ impl<C: Consul> Controller<C> {
             }
         };
         tokio::select! {
+            biased; // neither is ever ready
             _ = whole => {}
             _ = everywhere => {}
         }
@@ -310,7 +332,8 @@ impl<C: Consul> Controller<C> {
         api: impl FnOnce(Client) -> Api<K>,
         slim: fn(&mut K),
     ) {
-        let events = watcher(api(self.client.clone()), watch_config()).backoff(backoff());
+        let events = watcher(api(self.client.clone()), watch_config());
+        let events = events.backoff(backoff((self.jitter)()));
         cache.follow(namespace, events.modify(slim), &self.metrics).await;
     }
 
@@ -335,6 +358,7 @@ impl<C: Consul> Controller<C> {
             ledger: Ledger::default(),
             writer,
             publisher,
+            jitter: Arc::clone(&self.jitter),
         };
         leader.run(woken, telling).await
     }
@@ -375,13 +399,14 @@ fn watch_config() -> watcher::Config {
     watcher::Config::default().timeout(60)
 }
 
-fn backoff() -> ExponentialBackoff {
+fn backoff(jitter: f64) -> ExponentialBackoff {
     // Short: after an API server's restart nothing else makes us look again.
     backon::ExponentialBuilder::default()
         .with_min_delay(std::time::Duration::from_millis(200))
         .with_max_delay(std::time::Duration::from_secs(5))
         .with_factor(2.0)
         .with_jitter()
+        .with_jitter_seed(jitter.to_bits())
         .without_max_times()
         .into()
 }

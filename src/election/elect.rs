@@ -119,7 +119,7 @@ pub fn elect(
         eligible: ranking.eligible.len(),
         first: ranking.eligible.first().map(|first| Arc::clone(&first.name)),
         again: match (&choice, present) {
-            (Choice::Keep(_), Some(present)) => again(present, rules),
+            (Choice::Keep(_), Some(present)) => again(present, rules, now),
             _ => None,
         },
         choice,
@@ -131,11 +131,13 @@ fn word(present: &Present, ranking: &Ranking<'_>, rules: &Rules, now: Instant) -
     words.next().unwrap_or(Word::Stays)
 }
 
-/// When the present leader is replaced unless something changes.
-fn again(present: &Present, rules: &Rules) -> Option<Instant> {
+/// When the present leader is replaced unless something changes. Never what is over: a leader that
+/// is waited for is kept whatever the clock says.
+fn again(present: &Present, rules: &Rules, now: Instant) -> Option<Instant> {
     let unreachable = present.unreachable_since.zip(rules.unreachable_after);
     let unready = present.unready_since.zip(rules.unready_after);
-    [unreachable, unready].into_iter().flatten().map(|(since, after)| since + after).min()
+    let ends = [unreachable, unready].into_iter().flatten().map(|(since, after)| since + after);
+    ends.filter(|end| now < *end).min()
 }
 
 /// Proof of death. It is none that a pod is NotReady, Unknown or gone from the API server: only the
@@ -428,6 +430,17 @@ mod tests {
         now.exists = false;
         let election = elect(&pods[1..], Some(&now), &rules(), at(0));
         assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+    }
+
+    #[test]
+    fn what_is_over_is_not_waited_for() {
+        let deleting = Candidate { deleting: true, ready_since: None, ..ready("a", 1) };
+        let rules = Rules { unready_after: Some(S * 5), ..rules() };
+        let present = Present { unready_since: Some(at(0)), ..present(&deleting) };
+        let pods = [deleting];
+        assert_eq!(elect(&pods, Some(&present), &rules, at(4)).again, Some(at(5)));
+        let election = elect(&pods, Some(&present), &rules, at(9));
+        assert_eq!((chosen(&election), election.again), ((Some("a"), None), None));
     }
 
     #[test]

@@ -49,7 +49,7 @@ mod view;
 mod vigil;
 mod watch;
 #[cfg(test)]
-mod wire;
+pub(crate) mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;

@@ -1,6 +1,6 @@
 //! Starts the real servers that tests, the demo and benchmarks talk to: a Consul or three of
 //! them, a Kubernetes control plane or a whole cluster with a kubelet, and a proxy that misbehaves
-//! on demand.
+//! on demand. For simulations there is an API server in memory ([`fake_api`]).
 //!
 //! What it promises:
 //!
@@ -18,6 +18,7 @@ mod certs;
 mod cluster;
 mod consul;
 mod control_plane;
+pub mod fake_api;
 mod folder;
 mod http;
 mod node;

@@ -109,6 +109,7 @@ impl Walker {
             metrics,
             caches: Arc::new(caches),
             keepers: Arc::new(keepers),
+            jitter: Arc::new(|| 0.5),
             ledger: Ledger::default(),
             writer,
             publisher,

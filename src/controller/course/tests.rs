@@ -637,3 +637,21 @@ fn losses_are_those_of_the_keepers_of_the_clock_and_of_the_status() {
     assert_eq!(at(99), [lost("b", "39"), lost("d", "37")]);
     assert_eq!(at(100), [lost("c", "41"), lost("b", "39"), lost("d", "37")], "valid until");
 }
+
+#[test]
+fn nothing_is_given_up_before_it_is_known_what_has_to_be_taken_away_first() {
+    let mut seen = seen(electorate(adopting("a")), SPEC);
+    let settings = seen.settings.clone().unwrap();
+    let may = May::StandBy(&settings);
+    for (pods, traffic) in [(false, true), (true, false)] {
+        (seen.electorate.known, seen.electorate.traffic.known) = (pods, traffic);
+        let stance = course(&seen, &may, "west", at(2)).stance;
+        let Some(Stance::Contend { leader: Some(kept), .. }) = stance else {
+            panic!("{stance:?}");
+        };
+        assert_eq!(&*kept.pod, "a");
+    }
+    (seen.electorate.known, seen.electorate.traffic.known) = (true, true);
+    let stance = course(&seen, &may, "west", at(2)).stance;
+    assert_eq!(stance, Some(Stance::StandBy(EndReason::Paused)));
+}
