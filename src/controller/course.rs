@@ -127,8 +127,8 @@ pub(super) struct Advance {
 pub(super) struct Told {
     /// How the election went, if there was one.
     pub(super) election: Option<Election>,
-    /// Pods are wanted and have not been listed.
-    pub(super) pods_unknown: bool,
+    /// What is needed and has not been listed.
+    pub(super) unlisted: Option<&'static str>,
     /// The record of runs cannot be read, so nothing starts.
     pub(super) unreadable: Option<String>,
     /// How the traffic is routed, if it is to be.
@@ -210,8 +210,7 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
                 Some(Err(unreadable)) => Some(unreadable.to_string()),
                 _ => None,
             },
-            pods_unknown: !pods.known
-                && settings.is_some_and(|settings| settings.candidates.is_some()),
+            unlisted: settings.and_then(|settings| unlisted(pods, settings)),
             election,
             routing: traffic.told,
         },
@@ -236,17 +235,15 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
         let leader = Some(Arc::clone(leader));
         Some(Stance::Contend { leader, instead })
     };
-    let routes = settings.service.is_some();
-    if !pods.known || (routes && !pods.traffic.known) {
+    if unlisted(pods, settings).is_some() {
         // Whoever held the key goes on until we know better: what it has is to be taken away first.
-        match &pods.standing {
+        let stance = match &pods.standing {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
-                let (leader, instead) = (leader.clone(), EndReason::NoCandidate);
-                return (Some(Stance::Contend { leader, instead }), None);
+                Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
             }
-            Standing::None if !pods.known => return (None, None),
-            Standing::None => {}
-        }
+            Standing::None => None,
+        };
+        return (stance, None);
     }
     if stands_by {
         return (Some(Stance::StandBy(EndReason::Paused)), None);
@@ -263,6 +260,18 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
         Choice::Nobody { reason, .. } => Some(Stance::StandBy(*reason)),
     };
     (stance, Some(election))
+}
+
+/// What a claim's election needs and has not been listed.
+fn unlisted(pods: &Electorate, settings: &api::Settings) -> Option<&'static str> {
+    settings.candidates.as_ref()?;
+    if !pods.known {
+        Some("the pods")
+    } else if settings.service.is_some() && !pods.traffic.known {
+        Some("the Services or EndpointSlices")
+    } else {
+        None
+    }
 }
 
 fn rules(candidates: &api::CandidatesSettings) -> Rules {

@@ -314,7 +314,7 @@ impl<C: Consul> Leader<C> {
                 paused: planned.judged.settings.as_ref().is_some_and(|settings| settings.paused),
                 nobody: planned.course.told.nobody(),
                 unreadable: planned.course.told.unreadable.as_deref(),
-                pods_unknown: planned.course.told.pods_unknown,
+                unlisted: planned.course.told.unlisted,
                 recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },

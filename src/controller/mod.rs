@@ -24,6 +24,8 @@
 //! The key does not move within the cluster before the endpoint and the label of its last leader
 //! are gone.
 //! # Not guaranteed
+//! A new term knows of the endpoints that the last one left by its watches alone: while these lag
+//! behind, the key may move before such an endpoint is gone.
 //! A status lags behind by a walk and a write, and behind a dead leader by its Lease. A session
 //! that was created just before a crash, and whose claim was deleted before the next leader came,
 //! is left to its TTL.

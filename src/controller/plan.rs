@@ -171,7 +171,7 @@ fn keep(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
             }
         }
         None if matches!(judged.judgement, Judgement::Undecided { .. })
-            || course.told.pods_unknown && course.stance.is_none() =>
+            || course.told.unlisted.is_some() && course.stance.is_none() =>
         {
             KeepersStep::Leave
         }

@@ -19,7 +19,9 @@
 //! # Not covered
 //! Several claims, several clusters, and two replicas that both believe to lead: the Lease is the
 //! business of `replicas`. An order that a dead controller gave Consul or the API server, and that
-//! arrives when another one acts already, counts as fate.
+//! arrives when another one acts already, counts as fate. So does an endpoint that an earlier term
+//! left and of which the watches have not told yet: a new term may give the key up before it is
+//! gone. It is judged in the end alone.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -350,7 +352,7 @@ fn check_catches_an_end_that_is_not_as_it_should_be() {
 #[test]
 fn a_seed_repeats_itself() {
     let mut all = Seen::default();
-    for seed in 0..6 {
+    for seed in 0..20 {
         let (once, again) = (run(seed, Kind::default()), run(seed, Kind::default()));
         assert_eq!(once, again, "seed {seed}");
         all.add(once.seen);

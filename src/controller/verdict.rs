@@ -28,8 +28,8 @@ pub(super) struct Facts<'a> {
     pub(super) nobody: Option<&'a str>,
     /// What is wrong with the record of runs beside the key, of a claim that needs it.
     pub(super) unreadable: Option<&'a str>,
-    /// It has candidates, and the pods have not been listed.
-    pub(super) pods_unknown: bool,
+    /// What has not been listed, of what its candidates and routing need.
+    pub(super) unlisted: Option<&'static str>,
     /// The status speaks of a tenure of the claim's.
     pub(super) recorded: bool,
     pub(super) now: Instant,
@@ -257,8 +257,8 @@ fn held(facts: &Facts<'_>) -> Option<Verdict> {
         ),
         _ => format!("holds the key with fencing token {token}"),
     };
-    if facts.pods_unknown {
-        message += "; the pods cannot be listed, so its end would not be seen";
+    if let Some(unlisted) = facts.unlisted {
+        message += &format!("; {unlisted} cannot be listed, so it would not be replaced");
     }
     Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
 }
@@ -276,10 +276,9 @@ fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
 
 fn pods_unknown(facts: &Facts<'_>) -> Option<Verdict> {
     // A tenure that is being adopted for a leader goes on without that.
-    (facts.pods_unknown && !facts.is_unconfirmed()).then(|| {
-        let message = "the pods cannot be listed, so nobody can be elected";
-        Verdict::new(Phase::Pending, Truth::Unknown, Reason::PodsUnknown, message)
-    })
+    let unlisted = facts.unlisted.filter(|_| !facts.is_unconfirmed())?;
+    let message = format!("{unlisted} cannot be listed, so nobody can be elected");
+    Some(Verdict::new(Phase::Pending, Truth::Unknown, Reason::PodsUnknown, message))
 }
 
 fn gave_up_earlier(facts: &Facts<'_>) -> Option<Verdict> {

@@ -24,8 +24,8 @@ use super::{
 use crate::clock::{Clock, Instant};
 
 /// What is watched, in the plural.
-pub(super) const KINDS: [&str; 6] =
-    ["consullocks", "namespaces", "pods", "nodes", "services", "endpointslices"];
+pub(super) const KINDS: [&str; 7] =
+    ["consullocks", "namespaces", "pods", "nodes", "services", "endpointslices", "jobs"];
 
 /// How long a write may be under way.
 const LATEST_MILLIS: u64 = 20_000;

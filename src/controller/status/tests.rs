@@ -47,7 +47,7 @@ fn status_at(
             paused: judged.settings.as_ref().is_some_and(|settings| settings.paused),
             nobody: None,
             unreadable: None,
-            pods_unknown: false,
+            unlisted: None,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
             now,
         },
@@ -382,7 +382,7 @@ fn a_first_status_waits_for_something_to_say() {
         paused: false,
         nobody: None,
         unreadable: None,
-        pods_unknown: false,
+        unlisted: None,
         recorded: false,
         now: at(10),
     };
@@ -427,7 +427,7 @@ fn status_with(
             paused: false,
             nobody: told.nobody(),
             unreadable: None,
-            pods_unknown: told.pods_unknown,
+            unlisted: told.unlisted,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
             now: at(10),
         },
@@ -489,10 +489,10 @@ fn candidates_stay_as_they_were_while_there_is_no_election_and_go_with_the_spec(
 
 #[test]
 fn pods_that_cannot_be_listed_are_told_of_without_taking_a_tenure_back() {
-    let told = Told { pods_unknown: true, ..Told::default() };
+    let told = Told { unlisted: Some("the pods"), ..Told::default() };
     let held = status_with(&claim(ELECTS), &held_for("a"), &told, None);
     assert_eq!((held.phase, held.fencing_token.as_deref()), (Some(Phase::Held), Some("41")));
-    let expected = "; the pods cannot be listed, so its end would not be seen";
+    let expected = "; the pods cannot be listed, so it would not be replaced";
     assert!(message(&held, "Held").ends_with(expected), "{}", message(&held, "Held"));
 
     let mut waiting = without_session(LockView::Waiting);
@@ -541,7 +541,7 @@ fn a_change_of_leader_is_told_only_if_it_takes_long() {
         paused: false,
         nobody: None,
         unreadable: None,
-        pods_unknown: false,
+        unlisted: None,
         recorded: true,
         now: at(9),
     };
@@ -629,7 +629,7 @@ fn history_names_the_pod_of_each_tenure() {
             paused: false,
             nobody: None,
             unreadable: None,
-            pods_unknown: false,
+            unlisted: None,
             recorded: false,
             now: at(100),
         },
