@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -139,10 +138,9 @@ impl Stage {
         let output = File::create(&log)?;
         let mut command = Command::new("env");
         command.args(self.environment()).args(["sh", "-c", line]);
-        command.current_dir(repository()).process_group(0);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut child = command.spawn()?;
-        reaper::owns_process(child.id())?;
+        command.current_dir(repository()).stdin(Stdio::null());
+        command.stdout(output.try_clone()?).stderr(output);
+        let mut child = reaper::spawn(&mut command)?;
         // If it is late it stays the reaper's: we are about to fail.
         let status =
             wait_for(format!("`{line}`"), COMMAND_ALLOWED, || child.try_wait().transpose())??;
