@@ -123,6 +123,21 @@ pub fn owns_process(pid: u32) -> io::Result<()> {
     with_reaper(|reaper| reaper.tell(&format!("+pid {pid}")))
 }
 
+/// Starts a process in a group of its own, which is ours to end. What is started in this way is
+/// known to the reaper, or is not started: [`exit`] in another thread cannot come between.
+///
+/// # Errors
+/// The process or the reaper could not be started, or the reaper could not be told.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    with_reaper(|reaper| {
+        let mut child = command.process_group(0).spawn()?;
+        match reaper.tell(&format!("+pid {}", child.id())) {
+            Ok(()) => Ok(child),
+            Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+        }
+    })
+}
+
 /// The process group `pid` has ended.
 pub fn forget_process(pid: u32) {
     // A reaper that is gone reaps nothing, so there is nothing to forget.

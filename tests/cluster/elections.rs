@@ -300,7 +300,7 @@ fn an_api_server_that_is_away_and_a_controller_that_crashes_cost_no_tenure() {
 
     scene.crash_leading_controller();
     assert_eq!(scene.lead().as_ref(), Some(&first));
-    assert_eq!(scene.endpoints(), [first.pod.clone()]);
+    assert_eq!(scene.endpoints(), std::slice::from_ref(&first.pod));
     // The one that is left acts.
     let pause = r#"{"spec": {"paused": true}}"#;
     scene.space.kubectl(&["patch", "consullock", NAME, "--type=merge", "-p", pause]);

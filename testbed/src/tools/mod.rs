@@ -73,6 +73,8 @@ pub enum Tool {
     ApiLock,
     /// Elects a leader with client-go; see `benches/peers/leader-election`.
     LeaderElection,
+    /// Plays nodes: pods on them count as running, without a kubelet.
+    Kwok,
     /// The loops behind Deployments, Jobs, EndpointSlices, service accounts.
     KubeControllerManager,
     /// Gives pods their node.
@@ -178,6 +180,7 @@ const LEADER_ELECTION: Module = Module {
     takes: "a minute",
     ..PLAIN
 };
+const KWOK: Module = Module { name: "kwok", folder: "tools/kwok", takes: "2 minutes", ..PLAIN };
 const BACKEND: Module = Module {
     name: "backend",
     folder: "testbed/backend",
@@ -202,7 +205,7 @@ struct Fitting {
 impl Tool {
     /// What every machine needs.
     pub const SERVERS: &[Tool] =
-        &[Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock];
+        &[Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock, Tool::Kwok];
 
     /// What a machine needs in addition that runs a [`crate::Cluster`].
     pub const NODE: &[Tool] = &[
@@ -230,6 +233,7 @@ impl Tool {
             Tool::Kubectl => "kubectl",
             Tool::ApiLock => "api-lock",
             Tool::LeaderElection => "leader-election",
+            Tool::Kwok => "kwok",
             Tool::KubeControllerManager => "kube-controller-manager",
             Tool::KubeScheduler => "kube-scheduler",
             Tool::Kubelet => "kubelet",
@@ -294,6 +298,7 @@ impl Tool {
             Tool::KubeApiserver | Tool::Kubectl => &KUBERNETES,
             Tool::ApiLock => &API_LOCK,
             Tool::LeaderElection => &LEADER_ELECTION,
+            Tool::Kwok => &KWOK,
             Tool::KubeControllerManager | Tool::KubeScheduler | Tool::Kubelet | Tool::KubeProxy => {
                 &KUBERNETES_NODE
             }
@@ -323,6 +328,7 @@ impl Tool {
             | Tool::Kubelet
             | Tool::KubeProxy => (&["--version"], 1, 36, 0),
             Tool::Kubectl => (&["version", "--client"], 1, 36, 1),
+            Tool::Kwok => (&["--version"], 0, 8, 0),
             Tool::Containerd | Tool::Ctr => (&["--version"], 2, 4, 0),
             Tool::ContainerdShim => (&["-v"], 2, 4, 0),
             Tool::Runc => (&["--version"], 1, 5, 1),
@@ -417,6 +423,7 @@ mod tests {
         assert_eq!(first("Kubernetes v1.36.3"), Some((1, 36)));
         assert_eq!(first("containerd github.com/containerd/containerd/v2 v2.4.2 "), Some((2, 4)));
         assert_eq!(first("containerd-shim-runc-v2:\n  Version:  v2.4.2"), Some((2, 4)));
+        assert_eq!(first("kwok version v0.8.0 go1.26.8 (linux/amd64)"), Some((0, 8)));
         assert_eq!(first("runc version 1.5.2\nspec: 1.3.0"), Some((1, 5)));
         assert_eq!(first("no version here"), None);
     }
