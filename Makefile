@@ -4,16 +4,16 @@
 CARGO ?= cargo
 GO ?= go
 
-# Peers that tests and benchmarks run beside us, written in Go.
-PEERS := benches/peers/api-lock
+# What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
+GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate tools bench need-rust need-lints need-go need-cc
+.PHONY: help demo test lint generate servers tools bench need-rust need-lints need-go need-cc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: tools ## start the servers, the controller and a story to watch
+demo: servers ## start the servers, the controller and a story to watch
 	$(CARGO) build --locked
 	$(CARGO) run --quiet --locked --package testbed -- demo
 
@@ -23,11 +23,11 @@ test: tools ## run every test, from unit tests to real servers
 lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
-	@for peer in $(PEERS); do \
-		echo "gofmt and go vet: $$peer"; \
-		unformatted=$$(gofmt -l $$peer) || exit 1; \
+	@for module in $(GO_CODE); do \
+		echo "gofmt and go vet: $$module"; \
+		unformatted=$$(gofmt -l $$module) || exit 1; \
 		[ -z "$$unformatted" ] || { echo "not formatted by gofmt: $$unformatted"; exit 1; }; \
-		( cd $$peer && $(GO) vet -mod=readonly ./... ) || exit 1; \
+		( cd $$module && $(GO) vet -mod=readonly ./... ) || exit 1; \
 	done
 	@if command -v cargo-deny >/dev/null; then \
 		echo "cargo deny"; $(CARGO) deny --locked check bans licenses sources; \
@@ -41,11 +41,14 @@ generate: need-rust need-cc ## write crds/ anew from the Rust types
 	$(CARGO) run --quiet --locked -- crd > crds/consullocks.yaml.new
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
 
-tools: need-rust need-go need-cc ## find or build the servers; minutes the first time
+servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed
+	$(CARGO) run --quiet --locked --package testbed -- servers
+
+tools: servers ## the same, and as root on Linux what the tests with real pods need
 	$(CARGO) run --quiet --locked --package testbed -- tools
 
-bench: tools ## measure speed beside a floor; builds for some minutes first
+bench: servers ## measure speed beside a floor; builds for some minutes first
 	$(CARGO) bench --locked --bench controller
 
 need-rust:

@@ -14,6 +14,7 @@
 //! - [`clock`]: the one door to time. [`names`]: keys, sessions, nodes, tokens as types.
 //! - [`api`]: the `ConsulLock` types, their rules and the generated definition. No client.
 //! - [`lock`]: the protocol, pure: what a session and a lock do next, given what happened and when.
+//! - [`election`]: which candidate should lead, where traffic should go, what the pod carries. Pure.
 //! - [`consul`]: a narrow trait for what we ask of Consul; the HTTP client; an in-memory fake that
 //!   passes the same tests.
 //! - [`telemetry`]: metrics, logs, the admin port.
@@ -51,6 +52,7 @@ pub mod cli;
 pub mod clock;
 pub mod consul;
 pub mod controller;
+pub mod election;
 pub mod keeper;
 pub mod lock;
 pub mod names;

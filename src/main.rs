@@ -20,7 +20,7 @@ use consul_lock::{
         http::{HttpConsul, ensure_tls_provider},
     },
     controller::{self, Controller},
-    keeper::Keepers,
+    keeper::{Keepers, Vigil},
     replicas::{Ended, Replicas},
     telemetry::{
         Metrics,
@@ -295,6 +295,14 @@ fn controller_of(
         let jitter = Arc::new(|| rand::random_range(0.0..1.0));
         Keepers::new(consul.clone(), clock.clone(), Arc::clone(&metrics), jitter, wake)
     };
+    let stop = shared.stop.clone();
+    // Without a gate: it renews when this replica does not lead.
+    let vigil = Vigil::new(
+        shared.consul.clone(),
+        shared.clock.clone(),
+        Arc::new(|| rand::random_range(0.0..1.0)),
+        replicas.leadership().succession(),
+    );
     Controller::new(
         settings,
         shared.kube.clone(),
@@ -303,6 +311,12 @@ fn controller_of(
         may_act,
         Box::new(make_keepers),
     )
+    .bequeathing(Box::new(move |bequests| {
+        // Whoever is told to stop leaves the sessions to the next leader.
+        if !stop.is_cancelled() {
+            vigil.keep(bequests);
+        }
+    }))
 }
 
 /// The configured name, or the beginning of the kube-system Namespace's UID, as soon as the API

@@ -21,7 +21,10 @@ use std::{
     fmt,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,11 +53,13 @@ pub struct Leadership {
     clock: Clock,
     /// A std mutex: held for one copy, never across an await.
     valid_until: Arc<Mutex<Option<Instant>>>,
+    /// Another replica was seen in the Lease, and this one has not led since.
+    succeeded: Arc<AtomicBool>,
 }
 
 impl Leadership {
     fn new(clock: Clock) -> Leadership {
-        Leadership { clock, valid_until: Arc::default() }
+        Leadership { clock, valid_until: Arc::default(), succeeded: Arc::default() }
     }
 
     /// Whether this process leads at this very instant: also right after it was frozen, since the
@@ -69,11 +74,21 @@ impl Leadership {
         Arc::new(move || leadership.may_act())
     }
 
+    /// Answers, once this replica has led, whether somebody leads again: this one, or another that
+    /// was seen in the Lease. Whoever leads looks after what the last term left behind.
+    pub fn succession(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let leadership = self.clone();
+        Arc::new(move || leadership.succeeded.load(Ordering::Relaxed) || leadership.may_act())
+    }
+
     fn valid_until(&self) -> Option<Instant> {
         *self.lock()
     }
 
     fn set(&self, valid_until: Option<Instant>) {
+        if valid_until.is_some() {
+            self.succeeded.store(false, Ordering::Relaxed);
+        }
         *self.lock() = valid_until;
     }
 
@@ -394,6 +409,10 @@ impl Replicas {
     }
 
     fn observe(&mut self, lease: Option<Lease>) {
+        let holder = lease.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.as_ref());
+        if holder.is_some_and(|holder| !holder.is_empty() && *holder != self.me) {
+            self.leadership.succeeded.store(true, Ordering::Relaxed);
+        }
         let seen = lease.as_ref().map_or(Seen::Absent, seen);
         let next = Observation::next(self.observed.take(), seen, self.clock.now());
         self.observed = Some(next);

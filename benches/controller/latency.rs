@@ -23,17 +23,17 @@ const WARM_UP: usize = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Times in order.
-struct Times(Vec<Duration>);
+pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    fn new(times: impl IntoIterator<Item = Duration>) -> Times {
+    pub(crate) fn new(times: impl IntoIterator<Item = Duration>) -> Times {
         let mut times: Vec<Duration> = times.into_iter().collect();
         times.sort();
         Times(times)
     }
 
     /// The smallest of them that `percent` of them do not exceed.
-    fn percentile(&self, percent: usize) -> Duration {
+    pub(crate) fn percentile(&self, percent: usize) -> Duration {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied().unwrap_or_default()
     }

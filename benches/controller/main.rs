@@ -8,8 +8,12 @@
 //! and is no failure: times depend on the machine.
 
 mod bed;
+mod cast;
+mod change;
+mod elections;
 mod floor;
 mod latency;
+mod peer;
 mod process;
 mod prometheus;
 mod restart;
@@ -31,6 +35,8 @@ use table::Table;
 enum Failure {
     #[error(transparent)]
     Bed(#[from] testbed::BedError),
+    #[error(transparent)]
+    Tool(#[from] testbed::tools::ToolError),
     #[error("Kubernetes: {0}")]
     Kube(#[from] kube::Error),
     #[error("the kubeconfig: {0}")]
@@ -63,6 +69,24 @@ struct Amounts {
     /// For how many seconds the steady state is watched
     #[arg(long, default_value_t = 60)]
     steady: u64,
+    /// Deaths of a leader, one after the other, and as many changes by preemption
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+    /// Claims with three candidates each
+    #[arg(long, default_value_t = 1000)]
+    elections: usize,
+    /// How many of their leaders die at once
+    #[arg(long, default_value_t = 300)]
+    failures: usize,
+    /// How often client-go's leader crashes, and how often it goes
+    #[arg(long, default_value_t = 3)]
+    peer: usize,
+    /// Leave the elections out
+    #[arg(long)]
+    no_elections: bool,
+    /// Measure the elections alone
+    #[arg(long)]
+    elections_only: bool,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -93,33 +117,55 @@ fn run(amounts: &Amounts) -> Outcome<Table> {
 async fn measure(bed: &Bed, amounts: &Amounts) -> Outcome<Table> {
     let mut table = Table::new(bed.machine().await?);
     let field = Field::prepare(bed).await?;
-    let sight = Sight::of(&field);
-    let watching = sight::follow(Arc::clone(&sight), &field);
+    if !amounts.elections_only {
+        locks(bed, &field, amounts, &mut table).await?;
+    }
+    if !amounts.no_elections {
+        let replica = Replica::start(bed, &[])?;
+        replica.wait_leads().await?;
+        let amounts = elections::Amounts {
+            changes: amounts.changes,
+            claims: amounts.elections,
+            failures: amounts.failures,
+            steady: Duration::from_secs(amounts.steady),
+            peer: amounts.peer,
+        };
+        elections::measure(bed, &field, &replica, amounts, &mut table).await?;
+    }
+    Ok(table)
+}
+
+/// Claims that contend for themselves.
+async fn locks(bed: &Bed, field: &Field, amounts: &Amounts, table: &mut Table) -> Outcome<()> {
+    let sight = Sight::of(field);
+    let watching = sight::follow(Arc::clone(&sight), field);
     let replica = Replica::start(bed, &[])?;
     replica.wait_leads().await?;
     let connections = Connections::watch(replica.pid()?, bed.consul.http());
 
     testbed::say(format!("{} claims one at a time, and the floor", amounts.single));
-    let template =
-        latency::one_at_a_time(&field, &sight, &replica, amounts.single, &mut table).await?;
+    let template = latency::one_at_a_time(field, &sight, &replica, amounts.single, table).await?;
     field.clear().await?;
     connections.phase_over("one at a time");
     field.quiet().await?;
 
     testbed::say(format!("a burst of {} claims, and the floor", amounts.burst));
-    latency::burst(&field, &sight, amounts.burst, &template, &connections, &mut table).await?;
+    latency::burst(field, &sight, amounts.burst, &template, &connections, table).await?;
     connections.phase_over("burst");
     field.quiet().await?;
 
     testbed::say(format!("the steady state for {} s", amounts.steady));
     let span = Duration::from_secs(amounts.steady);
-    steady::watch(bed, &field, &replica, span, &mut table).await?;
+    steady::watch(bed, field, &replica, span, table).await?;
     connections.phase_over("steady state");
 
     testbed::say("the controller is killed, and another started");
-    let replica = restart::measure(bed, &field, replica, &connections, &mut table).await?;
+    let replica = restart::measure(bed, field, replica, &connections, table).await?;
     connections.phase_over("restart");
-    connections.report(&mut table);
-    drop((replica, watching));
-    Ok(table)
+    connections.report(table);
+    drop(watching);
+    // The claims are cleared while somebody looks after them.
+    field.clear().await?;
+    drop(replica);
+    Ok(())
 }

@@ -26,6 +26,11 @@ pub(super) const MAX_LENGTH: usize = 20;
 #[serde(transparent)]
 pub struct GoDuration(String);
 
+/// A duration, or `never`, as text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DurationOrNever(String);
+
 /// A text that is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -55,6 +60,39 @@ impl GoDuration {
     pub fn parse(&self) -> Result<Duration, DurationError> {
         parse(&self.0)
             .ok_or_else(|| DurationError { shown: self.0.chars().take(2 * MAX_LENGTH).collect() })
+    }
+}
+
+impl DurationOrNever {
+    /// The word for no end.
+    pub(super) const NEVER: &'static str = "never";
+
+    /// Wraps a text as it is.
+    pub fn new(text: impl Into<String>) -> DurationOrNever {
+        DurationOrNever(text.into())
+    }
+
+    /// The text as a duration; `None`: never.
+    pub fn bounded(&self) -> Option<GoDuration> {
+        (self.0 != Self::NEVER).then(|| GoDuration(self.0.clone()))
+    }
+}
+
+impl JsonSchema for DurationOrNever {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "DurationOrNever".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let never = DurationOrNever::NEVER;
+        let pattern = PATTERN.trim_start_matches('^').trim_end_matches('$');
+        json_schema!({
+            "type": "string", "maxLength": MAX_LENGTH, "pattern": format!("^({never}|{pattern})$"),
+        })
     }
 }
 

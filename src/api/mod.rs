@@ -15,14 +15,18 @@ mod settings;
 mod spec;
 mod status;
 
-pub use duration::{DurationError, GoDuration};
+pub use duration::{DurationError, DurationOrNever, GoDuration};
 pub use settings::{
-    AcquireSettings, SessionBehavior, SessionSettings, Settings, SpecError, VALUE_MAX_CHARS,
+    AcquireSettings, CandidatesSettings, GateSettings, SessionBehavior, SessionSettings, Settings,
+    SpecError, VALUE_MAX_CHARS,
 };
-pub use spec::{AcquireSpec, Behavior, ChecksSpec, ConsulLock, ConsulLockSpec, SessionSpec};
+pub use spec::{
+    AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLock, ConsulLockSpec, ExpressionSpec,
+    GatePolicy, GateSpec, OnLost, Operator, RoutingSpec, SelectorSpec, SessionSpec, Strategy,
+};
 pub use status::{
-    ConsulLockStatus, GuaranteeStatus, HISTORY_LENGTH, HolderStatus, Phase, SessionHealth,
-    SessionStatus, TenureStatus,
+    CandidatesStatus, ConsulLockStatus, ContainerStatus, GuaranteeStatus, HISTORY_LENGTH,
+    HolderStatus, Phase, SessionHealth, SessionStatus, TenureStatus,
 };
 
 /// The finalizer by which a deleted claim waits for its key's clean release.

@@ -15,6 +15,12 @@ pub(super) const KEY_PATTERN: &str = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$";
 /// The form of a check's ID: printable ASCII without blanks at the ends.
 pub(super) const CHECK_PATTERN: &str = r"^[!-~]([ -~]*[!-~])?$";
 
+/// The form of a container's name: an RFC 1123 label.
+pub(super) const CONTAINER_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+
+/// The form of a Service's name: an RFC 1035 label.
+pub(super) const SERVICE_PATTERN: &str = r"^[a-z]([-a-z0-9]*[a-z0-9])?$";
+
 pub(super) fn name() -> Rule {
     Rule::new("self.metadata.name.size() <= 63")
         .message("the name of a ConsulLock has at most 63 characters")
@@ -69,5 +75,61 @@ pub(super) fn no_serf_health() -> Rule {
 pub(super) fn one_way_to_give_up() -> Rule {
     Rule::new("!(has(self.timeout) && has(self.tryOnce) && self.tryOnce)").message(
         "tryOnce gives up after one attempt and timeout after a while: set one of them, not both",
+    )
+}
+
+pub(super) fn between_or_never(least: &str, most: &str) -> Rule {
+    let (form, never) = (duration::PATTERN, duration::DurationOrNever::NEVER);
+    Rule::new(format!(
+        "self == '{never}' || (self.matches(r'{form}') && duration(self) >= duration('{least}') \
+         && duration(self) <= duration('{most}'))"
+    ))
+    .message(Message::Message(format!(
+        "must be \"{never}\" or a duration from {least} to {most}, such as 30s or 1m30s \
+         (units: h, m, s, ms)"
+    )))
+}
+
+pub(super) fn selects_something() -> Rule {
+    Rule::new(
+        "(has(self.matchLabels) && self.matchLabels.size() > 0) \
+         || (has(self.matchExpressions) && self.matchExpressions.size() > 0)",
+    )
+    .message("an empty selector would match every pod: give matchLabels or matchExpressions")
+}
+
+pub(super) fn values_fit_the_operator() -> Rule {
+    Rule::new(
+        "self.operator in ['Exists', 'DoesNotExist'] \
+         ? !has(self.values) || self.values.size() == 0 \
+         : has(self.values) && self.values.size() > 0",
+    )
+    .message("In and NotIn need values; Exists and DoesNotExist take none")
+}
+
+pub(super) fn routing_needs_candidates() -> Rule {
+    Rule::new("!has(self.routing) || has(self.candidates)")
+        .message("routing sends traffic to the elected pod: it needs candidates")
+}
+
+pub(super) fn on_lost_needs_candidates() -> Rule {
+    Rule::new("!has(self.onLost) || self.onLost == 'Unlabel' || has(self.candidates)")
+        .message("onLost: DeletePod is about the elected pod: it needs candidates")
+}
+
+pub(super) fn gate_needs_candidates() -> Rule {
+    Rule::new("!has(self.gate) || has(self.candidates)")
+        .message("gate is about the pods that may be elected: it needs candidates")
+}
+
+pub(super) fn gated_pods_are_not_replaced() -> Rule {
+    Rule::new(
+        "!has(self.gate) || !has(self.candidates) \
+         || (!(has(self.candidates.preempt) && self.candidates.preempt) \
+         && !has(self.candidates.unreadyAfter) && !has(self.candidates.container))",
+    )
+    .message(
+        "a pod that has passed its gate leads until it has finished: with gate, candidates takes \
+         no preempt, unreadyAfter or container",
     )
 }

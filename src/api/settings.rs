@@ -4,23 +4,32 @@
 //! schema may still hold one; it gets the same refusal here, naming the field, and ends up in the
 //! claim's status.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use kube::core::Selector;
 
 use crate::names::{Key, KeyError};
 
 use super::{
     duration::{DurationError, GoDuration},
-    spec::{AcquireSpec, Behavior, ChecksSpec, ConsulLockSpec, SessionSpec},
+    spec::{
+        AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLockSpec, GatePolicy, OnLost,
+        Operator, SelectorSpec, SessionSpec, Strategy,
+    },
 };
 
 /// The longest `spec.value`, in characters.
 pub const VALUE_MAX_CHARS: usize = 4096;
 
 const CHECKS_MAX: usize = 16;
+const LABELS_MAX: usize = 16;
+const EXPRESSIONS_MAX: usize = 16;
+const VALUES_MAX: usize = 32;
 const YEAR: Duration = Duration::from_secs(8760 * 3600);
 
 /// What a claim asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// `None`: the default key.
     pub key: Option<Key>,
@@ -30,8 +39,35 @@ pub struct Settings {
     pub acquire: AcquireSettings,
     /// The user's text.
     pub value: String,
+    /// The pods of which one is elected; `None`: the claim contends for itself.
+    pub candidates: Option<CandidatesSettings>,
+    /// The Service that is routed to the elected pod.
+    pub service: Option<Arc<str>>,
+    /// Whether a pod whose tenure was lost is deleted.
+    pub delete_lost: bool,
     /// Release cleanly and stand by.
     pub paused: bool,
+}
+
+/// See [`CandidatesSpec`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct CandidatesSettings {
+    /// Which pods.
+    pub selector: Selector,
+    /// A label that every one of them has, if the selector says so: by it they are looked up.
+    pub label: Option<(String, String)>,
+    /// Rank by priority.
+    pub by_priority: bool,
+    /// Let a better candidate take over from a living worse one.
+    pub preempt: bool,
+    /// Pods wait at a gate until they are elected; whose turn it is.
+    pub gate: Option<GateSettings>,
+    /// The container whose end is the holder's; `None`: all.
+    pub container: Option<Arc<str>>,
+    /// How long a leader may be not Ready; `None`: for ever.
+    pub unready_after: Option<Duration>,
+    /// How long a leader may be out of reach; `None`: until there is proof of its death.
+    pub unreachable_after: Option<Duration>,
 }
 
 /// See [`SessionSpec`].
@@ -52,6 +88,14 @@ pub enum SessionBehavior {
     Release,
     /// It is deleted.
     Delete,
+}
+
+/// Whose turn it is at a gate; see [`GatePolicy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the variant of `GatePolicy` of the same name")]
+pub enum GateSettings {
+    EachInTurn,
+    OncePerSchedule,
 }
 
 /// See [`AcquireSpec`].
@@ -103,6 +147,34 @@ pub enum SpecError {
     /// Two ways to give up at once.
     #[error("spec.acquire: set tryOnce or timeout, not both")]
     TryOnceWithTimeout,
+    /// No selector that matches something.
+    #[error("spec.candidates.selector: {0}")]
+    Selector(String),
+    /// No strategy that we know.
+    #[error("spec.candidates.strategy: {0:?} is neither OldestReady nor Priority")]
+    Strategy(String),
+    /// No name of a container or a Service.
+    #[error("{field}: {found:?} is no name of {kind}")]
+    Name {
+        /// The field's path.
+        field: &'static str,
+        /// What it holds.
+        found: String,
+        /// Of what it should be one.
+        kind: &'static str,
+    },
+    /// Routing with nobody to route to.
+    #[error("spec.{0}: needs spec.candidates")]
+    NeedsCandidates(&'static str),
+    /// No policy that we know.
+    #[error("spec.gate.policy: {0:?} is neither EachInTurn nor OncePerSchedule")]
+    GatePolicy(String),
+    /// A gate, and reasons to replace who has passed it.
+    #[error("spec.gate: takes no preempt, unreadyAfter or container in spec.candidates")]
+    GateReplaces,
+    /// No treatment that we know.
+    #[error("spec.onLost: {0:?} is neither Unlabel nor DeletePod")]
+    OnLost(String),
     /// A value that is too long.
     #[error("spec.value: {0} characters, at most {VALUE_MAX_CHARS} are allowed")]
     Value(usize),
@@ -118,11 +190,15 @@ impl ConsulLockSpec {
         if chars > VALUE_MAX_CHARS {
             return Err(SpecError::Value(chars));
         }
+        let gate = gate(self)?;
         Ok(Settings {
             key: self.key.as_deref().map(Key::new).transpose()?,
             session: session(&self.session)?,
             acquire: acquire(&self.acquire)?,
             value: self.value.clone(),
+            candidates: self.candidates.as_ref().map(|spec| candidates(spec, gate)).transpose()?,
+            service: service(self)?,
+            delete_lost: delete_lost(self)?,
             paused: self.paused,
         })
     }
@@ -160,6 +236,148 @@ fn acquire(spec: &AcquireSpec) -> Result<AcquireSettings, SpecError> {
         try_once: spec.try_once,
         max_hold: optional("spec.acquire.maxHold", &spec.max_hold)?,
     })
+}
+
+fn gate(spec: &ConsulLockSpec) -> Result<Option<GateSettings>, SpecError> {
+    let Some(gate) = &spec.gate else { return Ok(None) };
+    let policy = match &gate.policy {
+        GatePolicy::EachInTurn => GateSettings::EachInTurn,
+        GatePolicy::OncePerSchedule => GateSettings::OncePerSchedule,
+        GatePolicy::Unrecognised(text) => return Err(SpecError::GatePolicy(text.clone())),
+    };
+    match &spec.candidates {
+        None => Err(SpecError::NeedsCandidates("gate")),
+        Some(candidates)
+            if candidates.preempt
+                || candidates.unready_after.is_some()
+                || candidates.container.is_some() =>
+        {
+            Err(SpecError::GateReplaces)
+        }
+        Some(_) => Ok(Some(policy)),
+    }
+}
+
+fn candidates(
+    spec: &CandidatesSpec,
+    gate: Option<GateSettings>,
+) -> Result<CandidatesSettings, SpecError> {
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+    let within = |field, span: &GoDuration| between(field, span, least, most);
+    let field = "spec.candidates.container";
+    let container = spec.container.as_deref().map(|name| label_name(field, "a container", name));
+    let by_priority = match &spec.strategy {
+        Strategy::OldestReady => false,
+        Strategy::Priority => true,
+        Strategy::Unrecognised(text) => return Err(SpecError::Strategy(text.clone())),
+    };
+    let unready = spec.unready_after.as_ref();
+    let unreachable = spec.unreachable_after.bounded();
+    let label = spec.selector.match_labels.first_key_value();
+    Ok(CandidatesSettings {
+        selector: selector(&spec.selector)?,
+        label: label.map(|(label, value)| (label.clone(), value.clone())),
+        by_priority,
+        preempt: spec.preempt,
+        gate,
+        container: container.transpose()?,
+        unready_after: unready
+            .map(|span| within("spec.candidates.unreadyAfter", span))
+            .transpose()?,
+        unreachable_after: unreachable
+            .map(|span| within("spec.candidates.unreachableAfter", &span))
+            .transpose()?,
+    })
+}
+
+fn selector(spec: &SelectorSpec) -> Result<Selector, SpecError> {
+    if let Some(problem) = too_much(spec) {
+        return Err(SpecError::Selector(problem.to_owned()));
+    }
+    let requirements = spec.match_expressions.iter().map(|expression| {
+        let operator = match &expression.operator {
+            Operator::In => "In",
+            Operator::NotIn => "NotIn",
+            Operator::Exists => "Exists",
+            Operator::DoesNotExist => "DoesNotExist",
+            Operator::Unrecognised(text) => {
+                let allowed = "allowed are In, NotIn, Exists and DoesNotExist";
+                return Err(SpecError::Selector(format!("operator {text:?}: {allowed}")));
+            }
+        };
+        let needs_values = matches!(expression.operator, Operator::In | Operator::NotIn);
+        if needs_values == expression.values.is_empty() {
+            let rule = "In and NotIn need values; Exists and DoesNotExist take none";
+            return Err(SpecError::Selector(format!("{}: {rule}", expression.key)));
+        }
+        Ok(LabelSelectorRequirement {
+            key: expression.key.clone(),
+            operator: operator.to_owned(),
+            values: needs_values.then(|| expression.values.clone()),
+        })
+    });
+    let requirements = requirements.collect::<Result<Vec<_>, _>>()?;
+    if spec.match_labels.is_empty() && requirements.is_empty() {
+        let cure = "give matchLabels or matchExpressions";
+        return Err(SpecError::Selector(format!("an empty one would match every pod: {cure}")));
+    }
+    let selector = LabelSelector {
+        match_labels: Some(spec.match_labels.clone()),
+        match_expressions: Some(requirements),
+    };
+    Selector::try_from(selector).map_err(|error| SpecError::Selector(error.to_string()))
+}
+
+fn too_much(spec: &SelectorSpec) -> Option<&'static str> {
+    let expressions = &spec.match_expressions;
+    let is_long = |value: &String| value.len() > 63;
+    if spec.match_labels.len() > LABELS_MAX {
+        Some("at most 16 matchLabels are allowed")
+    } else if expressions.len() > EXPRESSIONS_MAX {
+        Some("at most 16 matchExpressions are allowed")
+    } else if expressions.iter().any(|one| !(1..=317).contains(&one.key.len())) {
+        Some("the key of an expression has 1 to 317 characters")
+    } else if expressions.iter().any(|one| one.values.len() > VALUES_MAX) {
+        Some("at most 32 values are allowed in an expression")
+    } else if expressions.iter().any(|one| one.values.iter().any(is_long)) {
+        Some("a value has at most 63 characters")
+    } else {
+        None
+    }
+}
+
+fn service(spec: &ConsulLockSpec) -> Result<Option<Arc<str>>, SpecError> {
+    let Some(routing) = &spec.routing else { return Ok(None) };
+    if spec.candidates.is_none() {
+        return Err(SpecError::NeedsCandidates("routing"));
+    }
+    let field = "spec.routing.service";
+    if routing.service.starts_with(|first: char| first.is_ascii_digit()) {
+        let found = routing.service.clone();
+        return Err(SpecError::Name { field, found, kind: "a Service" });
+    }
+    label_name(field, "a Service", &routing.service).map(Some)
+}
+
+fn delete_lost(spec: &ConsulLockSpec) -> Result<bool, SpecError> {
+    match &spec.on_lost {
+        OnLost::Unlabel => Ok(false),
+        OnLost::DeletePod if spec.candidates.is_none() => {
+            Err(SpecError::NeedsCandidates("onLost: DeletePod"))
+        }
+        OnLost::DeletePod => Ok(true),
+        OnLost::Unrecognised(text) => Err(SpecError::OnLost(text.clone())),
+    }
+}
+
+/// A name of lower-case letters, digits and inner hyphens.
+fn label_name(field: &'static str, kind: &'static str, name: &str) -> Result<Arc<str>, SpecError> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = (1..=63).contains(&name.len())
+        && name.chars().all(fits)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if good { Ok(name.into()) } else { Err(SpecError::Name { field, found: name.into(), kind }) }
 }
 
 fn between(
@@ -264,6 +482,54 @@ mod tests {
             ("session: {checks: {node: [a], service: [a]}}", "in both lists"),
             ("session: {checks: {node: [serfHealth]}}", "serfHealth belongs to"),
             ("session: {checks: {service: [' a']}}", "spec.session.checks.service: an ID has"),
+            ("candidates: {selector: {}}", "spec.candidates.selector: an empty one"),
+            (
+                "candidates: {selector: {matchExpressions: [{key: '', operator: Exists}]}}",
+                "spec.candidates.selector: the key of an expression has 1 to 317 characters",
+            ),
+            (
+                "candidates: {selector: {matchExpressions: [{key: a, operator: In}]}}",
+                "spec.candidates.selector: a: In and NotIn need values",
+            ),
+            (
+                "candidates: {selector: {matchExpressions: [{key: a, operator: Like}]}}",
+                "operator \"Like\": allowed are In, NotIn, Exists and DoesNotExist",
+            ),
+            (
+                "candidates: {selector: {matchLabels: {a: b}}, strategy: Dice}",
+                "\"Dice\" is neither OldestReady nor Priority",
+            ),
+            (
+                "candidates: {selector: {matchLabels: {a: b}}, container: App}",
+                "spec.candidates.container: \"App\" is no name of a container",
+            ),
+            (
+                "candidates: {selector: {matchLabels: {a: b}}, unreachableAfter: always}",
+                "spec.candidates.unreachableAfter: \"always\" is no duration",
+            ),
+            (
+                "candidates: {selector: {matchLabels: {a: b}}, unreadyAfter: 25h}",
+                "spec.candidates.unreadyAfter: 25h is not between 1s and 24h",
+            ),
+            ("routing: {service: web}", "spec.routing: needs spec.candidates"),
+            ("gate: {}", "spec.gate: needs spec.candidates"),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}, preempt: true}, gate: {}}",
+                "spec.gate: takes no preempt",
+            ),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}}, gate: {policy: Dice}}",
+                "spec.gate.policy: \"Dice\" is neither EachInTurn nor OncePerSchedule",
+            ),
+            ("onLost: DeletePod", "spec.onLost: DeletePod: needs spec.candidates"),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}}, routing: {service: 1web}}",
+                "spec.routing.service: \"1web\" is no name of a Service",
+            ),
+            (
+                "{candidates: {selector: {matchLabels: {a: b}}}, onLost: Explode}",
+                "spec.onLost: \"Explode\" is neither Unlabel nor DeletePod",
+            ),
         ] {
             let error = settings(yaml).unwrap_err().to_string();
             assert!(error.contains(expected), "{yaml}: {error}");

@@ -9,13 +9,17 @@
     reason = "KubeSchema copies each struct into a function body, where its `pub` reaches nobody"
 )]
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{duration::GoDuration, rules, status::ConsulLockStatus};
+use super::{
+    duration::{DurationOrNever, GoDuration},
+    rules,
+    status::ConsulLockStatus,
+};
 
 /// A cluster's standing request for one Consul key.
 #[derive(
@@ -43,10 +47,17 @@ use super::{duration::GoDuration, rules, status::ConsulLockStatus};
     printcolumn(name = "Key", type_ = "string", json_path = ".status.key", priority = "1", description = "The Consul key"),
     printcolumn(name = "Session ID", type_ = "string", json_path = ".status.session.id", priority = "1", description = "The Consul session"),
     printcolumn(name = "TTL", type_ = "string", json_path = ".status.session.ttl", priority = "1", description = "The session's TTL"),
+    printcolumn(name = "Candidates", type_ = "integer", json_path = ".status.candidates.eligible", priority = "1", description = "How many pods may be elected"),
     printcolumn(name = "Transitions", type_ = "integer", json_path = ".status.transitions", priority = "1", description = "How many tenures this claim has begun"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = "1", description = "Why the claim is ready or not")
 )]
-#[x_kube(validation = rules::key_is_immutable())]
+#[x_kube(
+    validation = rules::key_is_immutable(),
+    validation = rules::routing_needs_candidates(),
+    validation = rules::gate_needs_candidates(),
+    validation = rules::gated_pods_are_not_replaced(),
+    validation = rules::on_lost_needs_candidates()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsulLockSpec {
     /// The Consul key to lock. Default: `<key prefix>/<namespace>/<name>`, where the controller's
@@ -73,9 +84,183 @@ pub struct ConsulLockSpec {
     #[schemars(length(max = 4096))]
     pub value: String,
 
+    /// The pods of which one is elected to hold the lock. Without it the claim contends for itself.
+    /// A claim that has candidates, none of which may be elected, does not hold the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CandidatesSpec")]
+    pub candidates: Option<CandidatesSpec>,
+
+    /// Where traffic for the elected pod comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RoutingSpec")]
+    pub routing: Option<RoutingSpec>,
+
+    /// Pods wait at the scheduling gate `consullock.dev/held` until they are elected, and lead until
+    /// they have finished. Without it pods start as usual, and the elected one leads while it is
+    /// there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "GateSpec")]
+    pub gate: Option<GateSpec>,
+
+    /// What happens to the elected pod when its tenure was lost (not given up in order): `Unlabel`
+    /// takes label, token and endpoint away; `DeletePod` deletes it as well, so that it stops.
+    #[serde(default)]
+    pub on_lost: OnLost,
+
     /// Release the key cleanly and stand by.
     #[serde(default)]
     pub paused: bool,
+}
+
+/// The pods of which one is elected: those of the claim's namespace that match the selector. One
+/// may be elected when it is Ready and not being deleted.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidatesSpec {
+    /// Which pods. Not empty.
+    pub selector: SelectorSpec,
+
+    /// Who ranks first: `OldestReady`, who has been Ready for longest; `Priority`, who has the
+    /// highest number in the annotation `consullock.dev/priority`, and among equals who has been
+    /// Ready for longest.
+    #[serde(default)]
+    pub strategy: Strategy,
+
+    /// Let a better candidate take over from a living worse one.
+    #[serde(default)]
+    pub preempt: bool,
+
+    /// The container whose end is the holder's end. Default: all of them, init containers and
+    /// native sidecars aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = 63), regex(pattern = rules::CONTAINER_PATTERN))]
+    pub container: Option<String>,
+
+    /// A leader that is not Ready for this long steps down, 1s to 24h. Default: it keeps the lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "GoDuration")]
+    #[x_kube(validation = rules::between("1s", "24h"))]
+    pub unready_after: Option<GoDuration>,
+
+    /// A leader that cannot be reached (its node is NotReady or gone, or the pod was deleted by
+    /// force) is replaced after this long without proof of its death, 1s to 24h, or `never`.
+    #[serde(default = "default_unreachable_after")]
+    #[x_kube(validation = rules::between_or_never("1s", "24h"))]
+    pub unreachable_after: DurationOrNever,
+}
+
+/// A label selector, as everywhere in Kubernetes: all of it has to match.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = rules::selects_something())]
+#[serde(rename_all = "camelCase")]
+pub struct SelectorSpec {
+    /// Labels with their values, at most 16.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub match_labels: BTreeMap<String, String>,
+
+    /// Conditions on labels, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub match_expressions: Vec<ExpressionSpec>,
+}
+
+/// A condition on one label.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = rules::values_fit_the_operator())]
+#[serde(rename_all = "camelCase")]
+pub struct ExpressionSpec {
+    /// The label.
+    #[schemars(length(min = 1, max = 317))]
+    pub key: String,
+
+    /// In, NotIn, Exists or DoesNotExist.
+    pub operator: Operator,
+
+    /// The values for In and NotIn, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub values: Vec<String>,
+}
+
+/// How a label is compared.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Operator {
+    /// It has one of the values.
+    #[default]
+    In,
+    /// It has none of them, or is missing.
+    NotIn,
+    /// It is there.
+    Exists,
+    /// It is missing.
+    DoesNotExist,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
+}
+
+/// Who ranks first.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// Who has been Ready for longest.
+    #[default]
+    OldestReady,
+    /// Who has the highest priority.
+    Priority,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
+}
+
+/// The Service whose traffic goes to the elected pod and to it alone.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutingSpec {
+    /// A Service of the claim's namespace, without a selector. The controller owns its
+    /// EndpointSlices.
+    #[schemars(length(min = 1, max = 63), regex(pattern = rules::SERVICE_PATTERN))]
+    pub service: String,
+}
+
+/// The gate at which pods wait for their election: they are created with
+/// `schedulingGates: [{name: consullock.dev/held}]`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GateSpec {
+    /// Whose turn it is. `EachInTurn`: every pod has its turn, one at a time, the oldest first.
+    /// `OncePerSchedule`: of what a CronJob made for one scheduled time, in whatever cluster, one
+    /// run succeeds; the Jobs of the others are removed. What no CronJob made has its turn as well.
+    #[serde(default)]
+    pub policy: GatePolicy,
+}
+
+/// Whose turn it is at a gate.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum GatePolicy {
+    /// Every pod has its turn.
+    #[default]
+    EachInTurn,
+    /// One run for each scheduled time.
+    OncePerSchedule,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
+}
+
+/// What happens to a pod whose tenure was lost.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum OnLost {
+    /// Label, token and endpoint are taken away.
+    #[default]
+    Unlabel,
+    /// It is deleted as well.
+    DeletePod,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
 }
 
 /// The Consul session that a claim's key is held under. A change takes effect with the next
@@ -172,19 +357,30 @@ impl Default for SessionSpec {
     }
 }
 
-impl JsonSchema for Behavior {
-    fn inline_schema() -> bool {
-        true
-    }
+/// A plain enum in the schema, without the variant for what this version does not know.
+macro_rules! plain_enum {
+    ($type:ident, $($name:literal),+) => {
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
 
-    fn schema_name() -> Cow<'static, str> {
-        "Behavior".into()
-    }
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "enum": ["Release", "Delete"] })
-    }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "enum": [$($name),+] })
+            }
+        }
+    };
 }
+
+plain_enum!(Behavior, "Release", "Delete");
+plain_enum!(Operator, "In", "NotIn", "Exists", "DoesNotExist");
+plain_enum!(Strategy, "OldestReady", "Priority");
+plain_enum!(GatePolicy, "EachInTurn", "OncePerSchedule");
+plain_enum!(OnLost, "Unlabel", "DeletePod");
 
 fn default_ttl() -> GoDuration {
     GoDuration::new("15s")
@@ -192,6 +388,10 @@ fn default_ttl() -> GoDuration {
 
 fn default_lock_delay() -> GoDuration {
     GoDuration::new("15s")
+}
+
+fn default_unreachable_after() -> DurationOrNever {
+    DurationOrNever::new("30s")
 }
 
 #[cfg(test)]

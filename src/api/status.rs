@@ -68,12 +68,18 @@ pub struct ConsulLockStatus {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub history: Vec<TenureStatus>,
 
+    /// The pods that may be elected; absent without `spec.candidates`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CandidatesStatus")]
+    pub candidates: Option<CandidatesStatus>,
+
     /// What the claim's settings promise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "GuaranteeStatus")]
     pub guarantee: Option<GuaranteeStatus>,
 
-    /// Ready, Held, ConsulReachable, SessionHealthy, KeyConflict.
+    /// Ready, Held, ConsulReachable, SessionHealthy, KeyConflict, and of a claim with `spec.routing`
+    /// RoutingSynced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -135,7 +141,8 @@ impl Phase {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HolderStatus {
-    /// `<namespace>/<name>` of a claim; of a stranger what its session tells.
+    /// `<namespace>/<name>` of a claim, or of the pod that it holds the key for; of a stranger what
+    /// its session tells.
     pub identity: String,
 
     /// The cluster that the holder names as its own.
@@ -148,8 +155,66 @@ pub struct HolderStatus {
     #[schemars(with = "String")]
     pub namespace: Option<String>,
 
+    /// The pod that the key is held for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub pod: Option<String>,
+
+    /// The pod's UID, of a pod of this cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub uid: Option<String>,
+
+    /// The node it runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub node: Option<String>,
+
+    /// Why this pod was elected before others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub why: Option<String>,
+
+    /// The containers whose end is the holder's, as they were when the pod was elected: by them
+    /// their end is told even after a restart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub containers: Vec<ContainerStatus>,
+
     /// The holder is no ConsulLock.
     pub stranger: bool,
+}
+
+/// One run of a container.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    /// The container's name.
+    pub name: String,
+
+    /// The runtime's ID of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub id: Option<String>,
+
+    /// How often the container had been restarted before.
+    pub restarts: i32,
+}
+
+/// The pods that a claim may elect.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CandidatesStatus {
+    /// How many match the selector.
+    pub matching: i32,
+
+    /// How many of them may be elected.
+    pub eligible: i32,
+
+    /// Who ranks first of those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub first: Option<String>,
 }
 
 /// A claim's session.
@@ -191,7 +256,7 @@ pub enum SessionHealth {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TenureStatus {
-    /// Who held the key.
+    /// Who held the key: `<namespace>/<name>` of the claim, or of the pod.
     pub holder: String,
     /// The tenure's fencing token.
     pub token: String,
@@ -199,7 +264,9 @@ pub struct TenureStatus {
     pub from: Time,
     /// When it ended.
     pub to: Time,
-    /// Why it ended: Paused, Stopped, MaxHold, Expired, SessionInvalidated, KeyDeleted, KeyTaken.
+    /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodFinished,
+    /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
+    /// SessionInvalidated, KeyDeleted, KeyTaken.
     pub reason: String,
 }
 

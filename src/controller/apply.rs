@@ -6,9 +6,13 @@ use kube::ResourceExt;
 
 use super::{
     Error, Leader,
+    cache::ObjectName,
+    course::{Course, Retreat},
+    electorate::Standing,
     events::News,
     observe::{Observed, Seen},
     plan::{ClaimPlan, FinalizerStep, FormerStep, KeepersStep, Plan},
+    writer::{Class, WriteError},
 };
 use crate::{
     api::ConsulLock,
@@ -23,16 +27,23 @@ pub(super) struct Applied {
     pub(super) claim: Arc<ConsulLock>,
     /// What its keepers know now.
     pub(super) view: Option<KeeperView>,
+    /// Why pods or slices are not as they should be; a walk has to follow.
+    pub(super) failed: Option<Error>,
     _only_made_here: (),
 }
 
 /// Does what the plan says. `None`: there is no claim, or none any more.
 pub(super) async fn apply<C: Consul>(
     leader: &Leader<C>,
+    name: &ObjectName,
     observed: &Observed,
     plan: &Plan,
 ) -> Result<Option<Applied>, Error> {
-    let Plan { former, claim } = plan;
+    let Plan { former, orphans, claim } = plan;
+    for strip in orphans {
+        let stripped = leader.writer.strip(&name.namespace, strip, &name.name).await;
+        stripped.map_err(Error::StripPod)?;
+    }
     for (id, step) in former {
         match step {
             FormerStep::Stop => leader.keepers.stop(id),
@@ -51,7 +62,7 @@ async fn apply_to_claim<C: Consul>(
     seen: &Seen,
     plan: &ClaimPlan,
 ) -> Result<Option<Applied>, Error> {
-    let ClaimPlan { finalizer, keepers, judged: _ } = plan;
+    let ClaimPlan { finalizer, course, keepers, judged: _ } = plan;
     let mut claim = Arc::clone(&seen.object);
     if *finalizer == FinalizerStep::Add {
         // Before anything is made in Consul, so that nothing can be left behind there.
@@ -59,6 +70,11 @@ async fn apply_to_claim<C: Consul>(
         let added = Arc::new(added.map_err(Error::AddFinalizer)?);
         leader.ledger.wrote(&seen.id, &claim, Arc::clone(&added));
         claim = added;
+    }
+    if let Err(failed) = give_way(leader, seen, course).await {
+        // The key does not move before endpoint and label are gone.
+        let (view, failed) = (leader.keepers.view(&seen.id), Some(failed));
+        return Ok(Some(Applied { view, claim, failed, _only_made_here: () }));
     }
     if let FinalizerStep::Remove { unclean } = *finalizer {
         let left = leader.writer.remove_finalizer(&claim).await;
@@ -73,11 +89,85 @@ async fn apply_to_claim<C: Consul>(
         return Ok(held_back.map(|left| {
             // It must not be taken for one of ours again.
             leader.ledger.wrote(&seen.id, &claim, Arc::clone(&left));
-            Applied { view: None, claim: left, _only_made_here: () }
+            Applied { view: None, claim: left, failed: None, _only_made_here: () }
         }));
     }
     tell_keepers(leader, &seen.id, keepers);
-    Ok(Some(Applied { view: leader.keepers.view(&seen.id), claim, _only_made_here: () }))
+    let failed = take_place(leader, seen, course).await.err();
+    let view = leader.keepers.view(&seen.id);
+    Ok(Some(Applied { view, claim, failed, _only_made_here: () }))
+}
+
+/// The first half of a course: endpoint away, then label away.
+async fn give_way<C: Consul>(
+    leader: &Leader<C>,
+    seen: &Seen,
+    course: &Course,
+) -> Result<(), Error> {
+    let namespace = seen.object.namespace().unwrap_or_default();
+    for retreat in &course.retreat {
+        let (written, slice) = match retreat {
+            Retreat::Empty(blank) => (leader.writer.empty_slice(blank).await, blank),
+            Retreat::Delete(slice) => (leader.writer.delete_slice(slice).await, slice),
+        };
+        written.map_err(Error::EmptySlice)?;
+        leader.ledger.emptied(&seen.id, &slice.name_any());
+    }
+    for strip in &course.strip {
+        let claim = seen.object.name_any();
+        let stripped = leader.writer.strip(&namespace, strip, &claim).await;
+        stripped.map_err(Error::StripPod)?;
+        leader.ledger.stripped(&seen.id, &strip.uid);
+    }
+    Ok(())
+}
+
+/// The second half: label and token on the pod, then its gate, then the endpoint; each only while the tenure may
+/// be relied on.
+async fn take_place<C: Consul>(
+    leader: &Leader<C>,
+    seen: &Seen,
+    course: &Course,
+) -> Result<(), Error> {
+    let claim = seen.object.name_any();
+    let namespace = seen.object.namespace().unwrap_or_default();
+    let holds = || {
+        let view = leader.keepers.view(&seen.id);
+        let token = view.and_then(|view| view.token(leader.clock.now()));
+        matches!(&seen.electorate.standing, Standing::Held { token: known, .. } if Some(*known) == token)
+    };
+    for remove in &course.remove {
+        leader.writer.remove_job(&namespace, remove).await.map_err(Error::RemoveJob)?;
+        let news = News::already_ran(remove);
+        leader.publisher.tell(&seen.object, &news, leader.clock.wall());
+    }
+    if let Some(dress) = course.dress.as_ref().filter(|_| holds()) {
+        // Before it is sent: whether it arrives may never be known.
+        leader.ledger.dresses(&seen.id, dress.badged());
+        leader.writer.dress(&namespace, dress, &claim).await.map_err(Error::DressPod)?;
+        leader.ledger.dressed(&seen.id, &dress.uid, dress.over.as_ref());
+    }
+    if let Some(open) = course.open.as_ref().filter(|_| holds()) {
+        leader.writer.open_gate(&namespace, open).await.map_err(Error::OpenGate)?;
+    }
+    for advance in &course.advance {
+        if !holds() {
+            break;
+        }
+        let may_be_filled = leader.ledger.fills(&seen.id, advance.blank.clone());
+        let filled = leader.writer.fill_slice(&advance.slice).await;
+        let is_new = advance.slice.metadata.resource_version.is_none();
+        if is_new && !may_be_filled && is_conflict(&filled) {
+            // Somebody else's has the name, and must not be emptied for ours.
+            leader.ledger.emptied(&seen.id, &advance.slice.name_any());
+        }
+        filled.map_err(Error::FillSlice)?;
+    }
+    Ok(())
+}
+
+fn is_conflict(written: &Result<(), WriteError>) -> bool {
+    written.as_ref().is_err_and(|error| error.class() == Class::Conflict)
 }
 
 fn tell_keepers<C: Consul>(leader: &Leader<C>, id: &ClaimId, step: &KeepersStep) {
@@ -104,3 +194,6 @@ fn forget<C: Consul>(leader: &Leader<C>, id: &ClaimId) {
     leader.keepers.forget(id);
     leader.ledger.forget(id);
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,13 +5,14 @@
 //! # Guarantees
 //! A watch that fails is tried again by itself, with growing pauses; its errors are counted and go
 //! no further, so no failing watch delays another or whoever reads the cache. Every object that
-//! came, changed or went is named to every subscriber, or the subscriber learns that it missed
-//! some.
+//! came, changed or went is named to every subscriber, with what it can be found by before and
+//! after, or the subscriber learns that it missed some. What changed only in fields that are not
+//! kept is not named.
 //! # Not guaranteed
 //! A cache lags behind; `super::ledger` makes up for our own writes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     sync::{
         Arc, PoisonError, RwLock,
@@ -29,7 +30,10 @@ use tokio::sync::{broadcast, watch};
 use crate::telemetry::Metrics;
 
 /// How many changes a subscriber may be behind before it has to look at everything.
-const TOUCHED_KEPT: usize = 8192;
+const TOUCHED_KEPT: usize = match cfg!(test) {
+    false => 8192,
+    true => 64, // a simulation makes thousands of caches, and their room would cost most of its time
+};
 
 /// An object's name within its kind; no namespace for what belongs to the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,17 +62,111 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// How many objects that went are remembered.
+const GONE_KEPT: usize = 1024;
+
+/// What a kind of object has to tell about itself to be kept.
+pub(super) trait Cached: Resource + Clone {
+    /// What the object can be found by, beside its name. Unique across the cluster, so with the
+    /// namespace where it matters.
+    fn keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether nothing that is kept has changed.
+    fn is_same(&self, _other: &Self) -> bool {
+        false
+    }
+}
+
+/// An object that came, changed or went.
+#[derive(Clone, Debug)]
+pub(super) struct Touched {
+    pub(super) name: ObjectName,
+    /// What it could be found by before, or can be now.
+    pub(super) keys: Arc<[String]>,
+}
+
 /// All objects of one kind, as last seen.
 pub(super) struct Cache<K> {
     kind: &'static str,
-    objects: RwLock<HashMap<ObjectName, Arc<K>>>,
-    touched: broadcast::Sender<ObjectName>,
+    objects: RwLock<Objects<K>>,
+    touched: broadcast::Sender<Touched>,
     /// Watches that have not listed everything yet.
     unsynced: AtomicUsize,
     synced: watch::Sender<bool>,
 }
 
-impl<K: Resource + Clone> Cache<K> {
+struct Objects<K> {
+    by_name: HashMap<ObjectName, Arc<K>>,
+    /// In the order of their names, so that the same objects are always found in the same order.
+    by_key: HashMap<String, BTreeSet<ObjectName>>,
+    /// The last words of what went, the oldest first; nothing of what went unseen.
+    gone: VecDeque<Arc<K>>,
+}
+
+impl<K> Default for Objects<K> {
+    fn default() -> Objects<K> {
+        Objects { by_name: HashMap::new(), by_key: HashMap::new(), gone: VecDeque::new() }
+    }
+}
+
+impl<K: Cached> Objects<K> {
+    /// Takes an object in, and says what it can be found by, before and after; `None`: it is as it
+    /// was.
+    fn insert(&mut self, name: &ObjectName, object: K) -> Option<Vec<String>> {
+        let (mut keys, object) = (object.keys(), Arc::new(object));
+        let known = self.by_name.insert(name.clone(), Arc::clone(&object));
+        if let Some(known) = known {
+            let same = known.is_same(&object);
+            let before = known.keys();
+            let lost = before.into_iter().filter(|key| !keys.contains(key)).collect::<Vec<_>>();
+            self.unfile(name, &lost);
+            self.file(name, &keys);
+            if same && lost.is_empty() {
+                return None;
+            }
+            keys.extend(lost);
+        } else {
+            self.file(name, &keys);
+        }
+        Some(keys)
+    }
+
+    fn remove(&mut self, name: &ObjectName, last: Option<K>) -> Option<Vec<String>> {
+        let known = self.by_name.remove(name)?;
+        let keys = known.keys();
+        self.unfile(name, &keys);
+        if self.gone.len() == GONE_KEPT {
+            self.gone.pop_front();
+        }
+        self.gone.extend(last.map(Arc::new));
+        Some(keys)
+    }
+
+    fn file(&mut self, name: &ObjectName, keys: &[String]) {
+        for key in keys {
+            if let Some(names) = self.by_key.get_mut(key) {
+                names.insert(name.clone());
+            } else {
+                self.by_key.insert(key.clone(), BTreeSet::from([name.clone()]));
+            }
+        }
+    }
+
+    fn unfile(&mut self, name: &ObjectName, keys: &[String]) {
+        for key in keys {
+            if let Some(names) = self.by_key.get_mut(key) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.by_key.remove(key);
+                }
+            }
+        }
+    }
+}
+
+impl<K: Cached> Cache<K> {
     /// An empty cache that `watches` watches are going to feed. `kind` labels metrics and logs.
     pub(super) fn new(kind: &'static str, watches: usize) -> Cache<K> {
         Cache {
@@ -81,16 +179,36 @@ impl<K: Resource + Clone> Cache<K> {
     }
 
     pub(super) fn get(&self, name: &ObjectName) -> Option<Arc<K>> {
-        self.read().get(name).cloned()
+        self.read().by_name.get(name).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<K>> {
-        self.read().values().cloned().collect()
+        self.read().by_name.values().cloned().collect()
+    }
+
+    /// Everything that can be found by `key`.
+    pub(super) fn by(&self, key: &str) -> Vec<Arc<K>> {
+        let objects = self.read();
+        let names = objects.by_key.get(key).into_iter().flatten();
+        names.filter_map(|name| objects.by_name.get(name).cloned()).collect()
+    }
+
+    /// The names of everything that can be found by `key`.
+    pub(super) fn names_by(&self, key: &str) -> Vec<ObjectName> {
+        self.read().by_key.get(key).into_iter().flatten().cloned().collect()
+    }
+
+    /// An object as it was when it went, if it was seen going and that is not too long ago.
+    pub(super) fn last_of(&self, uid: &str) -> Option<Arc<K>> {
+        let objects = self.read();
+        let of = |gone: &&Arc<K>| gone.meta().uid.as_deref() == Some(uid);
+        objects.gone.iter().rev().find(of).cloned()
     }
 
     /// The names of everything, or of everything in one namespace.
     pub(super) fn names(&self, namespace: Option<&str>) -> Vec<ObjectName> {
         self.read()
+            .by_name
             .keys()
             .filter(|name| namespace.is_none_or(|namespace| *name.namespace == *namespace))
             .cloned()
@@ -98,13 +216,12 @@ impl<K: Resource + Clone> Cache<K> {
     }
 
     /// The names of what changes from now on.
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<ObjectName> {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Touched> {
         self.touched.subscribe()
     }
 
     /// Whether every watch has listed everything once.
-    #[cfg(test)]
-    fn is_synced(&self) -> bool {
+    pub(super) fn is_synced(&self) -> bool {
         *self.synced.borrow()
     }
 
@@ -128,9 +245,9 @@ impl<K: Resource + Clone> Cache<K> {
             match event {
                 Ok(event) => {
                     let done = matches!(event, Event::InitDone);
-                    for name in self.apply(namespace, &mut listing, event) {
+                    for touched in self.apply(namespace, &mut listing, event) {
                         // An error says that nobody subscribes: this replica stands by.
-                        let _ = self.touched.send(name);
+                        let _ = self.touched.send(touched);
                     }
                     if done && !listed_once {
                         listed_once = true;
@@ -151,8 +268,9 @@ impl<K: Resource + Clone> Cache<K> {
         namespace: Option<&str>,
         listing: &mut Option<HashSet<ObjectName>>,
         event: Event<K>,
-    ) -> Vec<ObjectName> {
+    ) -> Vec<Touched> {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let touched = |name, keys: Vec<String>| Touched { name, keys: keys.into() };
         match event {
             Event::Init => {
                 *listing = Some(HashSet::new());
@@ -163,30 +281,33 @@ impl<K: Resource + Clone> Cache<K> {
                 if let Some(listed) = listing {
                     listed.insert(name.clone());
                 }
-                let known = objects.get(&name).and_then(|known| known.resource_version());
+                let known = objects.by_name.get(&name).and_then(|known| known.resource_version());
                 if known.is_some() && known == object.resource_version() {
                     return Vec::new();
                 }
-                objects.insert(name.clone(), Arc::new(object));
-                vec![name]
+                let keys = objects.insert(&name, object);
+                keys.map(|keys| touched(name, keys)).into_iter().collect()
             }
             Event::Delete(object) => {
                 let name = ObjectName::of(&object);
-                objects.remove(&name);
-                vec![name]
+                let keys = objects.remove(&name, Some(object)).unwrap_or_default();
+                vec![touched(name, keys)]
             }
             Event::InitDone => {
                 let listed = listing.take().unwrap_or_default();
                 let ours = |name: &ObjectName| namespace.is_none_or(|ns| *name.namespace == *ns);
                 let gone: Vec<ObjectName> = objects
+                    .by_name
                     .keys()
                     .filter(|name| ours(name) && !listed.contains(name))
                     .cloned()
                     .collect();
-                for name in &gone {
-                    objects.remove(name);
+                let mut all = Vec::new();
+                for name in gone {
+                    let keys = objects.remove(&name, None).unwrap_or_default();
+                    all.push(touched(name, keys));
                 }
-                gone
+                all
             }
         }
     }
@@ -197,7 +318,7 @@ impl<K: Resource + Clone> Cache<K> {
         }
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<ObjectName, Arc<K>>> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Objects<K>> {
         // A panic elsewhere leaves whole objects behind.
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -218,8 +339,24 @@ mod tests {
         object
     }
 
-    fn touched(receiver: &mut broadcast::Receiver<ObjectName>) -> Vec<String> {
-        std::iter::from_fn(|| receiver.try_recv().ok()).map(|name| name.to_string()).collect()
+    impl Cached for ConfigMap {
+        fn keys(&self) -> Vec<String> {
+            self.data.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect()
+        }
+
+        fn is_same(&self, other: &ConfigMap) -> bool {
+            self.data == other.data
+        }
+    }
+
+    fn with_data(mut object: ConfigMap, key: &str, value: &str) -> ConfigMap {
+        object.data = Some([(key.to_owned(), value.to_owned())].into());
+        object
+    }
+
+    fn touched(receiver: &mut broadcast::Receiver<Touched>) -> Vec<String> {
+        let touched = std::iter::from_fn(|| receiver.try_recv().ok());
+        touched.map(|touched| touched.name.to_string()).collect()
     }
 
     async fn feed(
@@ -264,6 +401,39 @@ mod tests {
         assert!(cache.is_synced());
         assert_eq!(cache.names(Some("a")).len(), 1);
         assert_eq!(cache.names(Some("b")).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_object_is_found_by_its_keys_and_by_no_key_that_it_had() {
+        let cache = Cache::new("configmaps", 1);
+        let mut receiver = cache.subscribe();
+        let red = with_data(object("a", "x", "1"), "colour", "red");
+        let blue = with_data(object("a", "x", "2"), "colour", "blue");
+        feed(&cache, None, vec![Ok(Event::Apply(red))]).await;
+        assert_eq!(cache.by("colour=red").len(), 1);
+        receiver.try_recv().unwrap();
+        feed(&cache, None, vec![Ok(Event::Apply(blue.clone()))]).await;
+        assert_eq!((cache.by("colour=red").len(), cache.by("colour=blue").len()), (0, 1));
+        let keys = receiver.try_recv().unwrap().keys;
+        assert_eq!(&*keys, ["colour=blue", "colour=red"], "before and after");
+        let mut same = blue.clone();
+        same.metadata.resource_version = Some("3".into());
+        feed(&cache, None, vec![Ok(Event::Apply(same))]).await;
+        assert!(receiver.try_recv().is_err(), "nothing that is kept has changed");
+        feed(&cache, None, vec![Ok(Event::Delete(blue))]).await;
+        assert!(cache.names_by("colour=blue").is_empty());
+        assert_eq!(&*receiver.try_recv().unwrap().keys, ["colour=blue"]);
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_what_went_are_remembered() {
+        let cache = Cache::new("configmaps", 1);
+        let mut first = object("a", "x", "1");
+        first.metadata.uid = Some("uid-1".into());
+        let last = with_data(first.clone(), "colour", "black");
+        feed(&cache, None, vec![Ok(Event::Apply(first)), Ok(Event::Delete(last.clone()))]).await;
+        assert_eq!(cache.last_of("uid-1").as_deref(), Some(&last));
+        assert_eq!(cache.last_of("uid-2"), None);
     }
 
     #[tokio::test]

@@ -18,10 +18,11 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::writer::Writer;
+use super::{course::Remove, writer::Writer};
 use crate::{
     api::{ConsulLock, ConsulLockStatus},
     keeper::KeeperView,
+    lock::EndReason,
     telemetry::logs,
 };
 
@@ -47,6 +48,13 @@ impl News {
             note.pop();
         }
         News { warning, reason, note }
+    }
+
+    /// A Job was removed whose firing has run already.
+    pub(super) fn already_ran(remove: &Remove) -> News {
+        let Remove { job, scheduled, place, .. } = remove;
+        let note = format!("removed Job {job}: what was due at {scheduled} ran in {place}");
+        News::new(false, "AlreadyRan", note)
     }
 
     /// The claim went without a clean release. `view`: what its keepers knew last.
@@ -76,7 +84,15 @@ pub(super) fn news(previous: Option<&ConsulLockStatus>, next: &ConsulLockStatus)
     news.extend(acquired(previous, next));
     news.extend(standing(previous, next));
     news.extend(reachability(previous, next));
+    news.extend(routing(previous, next));
     news
+}
+
+fn routing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
+    let before = condition(previous, "RoutingSynced").map(|before| before.reason.as_str());
+    let now = condition(next, "RoutingSynced")?;
+    let is_new = before != Some(now.reason.as_str());
+    (is_new && now.status == "False").then(|| News::new(true, "RoutingFailed", &now.message))
 }
 
 fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
@@ -85,7 +101,14 @@ fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         return None;
     }
     let key = next.key.as_deref().unwrap_or_default();
-    let note = format!("holds {key} with fencing token {token}");
+    let holder = next.holder.as_ref().and_then(|holder| Some((holder.pod.as_ref()?, holder)));
+    let note = match holder {
+        Some((pod, holder)) => format!(
+            "pod {pod} holds {key} with fencing token {token}; it was elected as {}",
+            holder.why.as_deref().unwrap_or("the only one")
+        ),
+        None => format!("holds {key} with fencing token {token}"),
+    };
     Some(News::new(false, "Acquired", note))
 }
 
@@ -95,9 +118,10 @@ fn ended(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Vec<News> {
     let ended = next.history.iter().filter(|past| !known(&past.token)).rev();
     ended
         .map(|past| {
-            let by_wish = matches!(past.reason.as_str(), "Paused" | "Stopped" | "MaxHold");
+            let by_wish = EndReason::named(&past.reason).is_some_and(EndReason::is_clean);
             let verb = if by_wish { "Released" } else { "Lost" };
-            let note = format!("the tenure with token {} ended: {}", past.token, past.reason);
+            let (holder, token) = (&past.holder, &past.token);
+            let note = format!("the tenure of {holder} with token {token} ended: {}", past.reason);
             News::new(!by_wish, verb, note)
         })
         .collect()
@@ -115,6 +139,8 @@ fn standing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         "HeldElsewhere" => (false, "Waiting"),
         "LockDelay" => (false, "LockDelay"),
         "Paused" => (false, "Paused"),
+        "NoCandidate" => (true, "NoCandidate"),
+        "RunsUnreadable" => (true, "RunsUnreadable"),
         "KeyConflict" => (true, "KeyConflict"),
         "KeyNotAllowed" => (true, "KeyNotAllowed"),
         "InvalidSpec" => (true, "InvalidSpec"),
@@ -282,6 +308,48 @@ mod tests {
             let next = with_condition("Ready", "False", reason, phase);
             assert_eq!(told(None, &next), [expected]);
             assert_eq!(told(Some(&next), &next), []);
+        }
+    }
+
+    #[test]
+    fn a_pod_s_tenure_is_told_with_its_name_and_why_it_was_elected() {
+        let mut led = held_status();
+        led["holder"]["pod"] = json!("a");
+        led["holder"]["why"] = json!("ready for longest of 2 pods");
+        let led = status(led);
+        let news = news(None, &led);
+        let expected = "pod a holds consul-lock/shop/billing with fencing token 41; it was elected \
+                        as ready for longest of 2 pods";
+        assert_eq!(news, [News::new(false, "Acquired", expected)]);
+    }
+
+    #[test]
+    fn the_end_of_a_pod_s_tenure_is_told_by_its_name_and_is_no_loss_of_the_lock() {
+        let mut led = held_status();
+        led["history"] = json!([{
+            "holder": "shop/a", "token": "40", "reason": "PodDied",
+            "from": "2026-01-02T03:04:05Z", "to": "2026-01-02T03:05:05Z",
+        }]);
+        let mut before = held_status();
+        before["fencingToken"] = json!("40");
+        let news = news(Some(&status(before)), &status(led));
+        let ended = "the tenure of shop/a with token 40 ended: PodDied";
+        assert_eq!(news[0], News::new(false, "Released", ended));
+        assert_eq!((news.len(), news[1].reason), (2, "Acquired"), "the end first");
+    }
+
+    #[test]
+    fn nobody_to_elect_and_failed_routing_are_told_once_for_each_reason() {
+        let nobody = with_condition("Ready", "False", "NoCandidate", "Waiting");
+        assert_eq!(told(None, &nobody), [(true, "NoCandidate")]);
+        assert_eq!(told(Some(&nobody), &nobody), []);
+        let routing = |truth, reason| with_condition("RoutingSynced", truth, reason, "Held");
+        let (refused, lacks) = (routing("False", "NoService"), routing("False", "PodLacksPort"));
+        assert_eq!(told(None, &refused), [(true, "RoutingFailed")]);
+        assert_eq!(told(Some(&refused), &refused), []);
+        assert_eq!(told(Some(&refused), &lacks), [(true, "RoutingFailed")], "another reason");
+        for (truth, reason) in [("True", "Routed"), ("True", "NoEndpoint"), ("Unknown", "X")] {
+            assert_eq!(told(Some(&refused), &routing(truth, reason)), []);
         }
     }
 

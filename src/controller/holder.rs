@@ -15,6 +15,7 @@ const MAX_CHARS: usize = 256;
 struct Payload {
     holder: String,
     cluster: String,
+    pod: Option<String>,
 }
 
 /// The holder as a status shows it. What others wrote is shortened and stripped of control
@@ -24,12 +25,21 @@ pub(super) fn of(seen: &SeenHolder) -> HolderStatus {
         seen.session_name.as_ref().is_none_or(|name| name.starts_with(SESSION_PREFIX));
     let payload = serde_json::from_slice::<Payload>(&seen.value);
     match payload {
-        Ok(payload) if named_like_ours && payload.holder.contains('/') => HolderStatus {
-            namespace: payload.holder.split('/').next().map(clean),
-            identity: clean(&payload.holder),
-            cluster: Some(clean(&payload.cluster)),
-            stranger: false,
-        },
+        Ok(payload) if named_like_ours && payload.holder.contains('/') => {
+            let namespace = payload.holder.split('/').next().map(clean);
+            let pod = payload.pod.as_deref().map(clean);
+            let of_pod = namespace.as_ref().zip(pod.as_ref());
+            HolderStatus {
+                identity: match of_pod {
+                    Some((namespace, pod)) => format!("{namespace}/{pod}"),
+                    None => clean(&payload.holder),
+                },
+                cluster: Some(clean(&payload.cluster)),
+                namespace,
+                pod,
+                ..HolderStatus::default()
+            }
+        }
         _ => HolderStatus {
             identity: clean(&stranger(seen)),
             stranger: true,
@@ -76,6 +86,14 @@ mod tests {
             assert_eq!(holder.namespace.as_deref(), Some("shop"));
             assert!(!holder.stranger);
         }
+    }
+
+    #[test]
+    fn the_pod_that_another_claim_holds_the_key_for_is_shown() {
+        let value = r#"{"holder":"shop/billing","cluster":"east","pod":"b-7","value":""}"#;
+        let holder = of(&seen(Some("consul-lock/east/uid"), None, value));
+        assert_eq!((holder.identity.as_str(), holder.pod.as_deref()), ("shop/b-7", Some("b-7")));
+        assert_eq!((holder.cluster.as_deref(), holder.uid), (Some("east"), None));
     }
 
     #[test]

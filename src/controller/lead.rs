@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 use tracing::Instrument;
@@ -10,8 +10,9 @@ use tracing::Instrument;
 use super::{
     Error, Leader,
     apply::{Applied, apply},
-    cache::ObjectName,
+    cache::{Cached, ObjectName, Touched},
     events::news,
+    kinds::{self, Pod},
     merge_patch,
     observe::{Observed, Seen, observe},
     plan::{ClaimPlan, Plan, plan},
@@ -24,7 +25,7 @@ use crate::{
     api::ConsulLockStatus,
     clock::Instant,
     consul::Consul,
-    keeper::{ClaimId, LockView},
+    keeper::{ClaimId, Jitter, LockView},
     telemetry::{Metrics, logs},
 };
 
@@ -32,8 +33,8 @@ use crate::{
 const WALKS: usize = 32;
 /// A claim whose keepers are stopping is looked at again after this long, woken or not.
 const STOPPING_AGAIN: Duration = Duration::from_secs(1);
-/// How long a new leader waits for the Namespaces, which only claims with unusual keys need.
-const NAMESPACES: Duration = Duration::from_secs(2);
+/// How long a new leader waits for the other watches, which not every claim needs.
+const OTHERS: Duration = Duration::from_secs(2);
 /// The first pause after a failed walk; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest.
@@ -57,6 +58,14 @@ pub enum LeadError {
 struct Next {
     /// When to look again, whatever happens.
     at: Option<Instant>,
+    /// Why pods or slices are not as they should be, though the rest of the walk was done.
+    failed: Option<Error>,
+}
+
+impl Next {
+    fn at(at: Option<Instant>) -> Next {
+        Next { at, failed: None }
+    }
 }
 
 type Walked = (ObjectName, Result<Next, Error>);
@@ -70,12 +79,28 @@ impl<C: Consul> Leader<C> {
     ) -> LeadError {
         let _series = ClaimSeries(Arc::clone(&self.metrics));
         self.report_tightest();
-        let mut claims = self.caches.claims.subscribe();
-        let mut namespaces = self.caches.namespaces.subscribe();
-        self.caches.claims.wait_until_synced().await;
-        let namespaces_known = self.caches.namespaces.wait_until_synced();
-        if let Err(elapsed) = self.clock.timeout(NAMESPACES, namespaces_known).await {
-            tracing::warn!("starting without the Namespaces: {elapsed}");
+        let caches = Arc::clone(&self.caches);
+        let mut claims = caches.claims.subscribe();
+        let mut namespaces = caches.namespaces.subscribe();
+        let mut pods = caches.pods.subscribe();
+        let mut nodes = caches.nodes.subscribe();
+        let mut services = caches.services.subscribe();
+        let mut slices = caches.slices.subscribe();
+        let mut jobs = caches.jobs.subscribe();
+        caches.claims.wait_until_synced().await;
+        // Each is news when it comes: claims may have waited for no more than that.
+        let others: [BoxFuture<'_, ()>; 6] = [
+            caches.namespaces.wait_until_synced().boxed(),
+            caches.pods.wait_until_synced().boxed(),
+            caches.nodes.wait_until_synced().boxed(),
+            caches.services.wait_until_synced().boxed(),
+            caches.slices.wait_until_synced().boxed(),
+            caches.jobs.wait_until_synced().boxed(),
+        ];
+        let mut others = FuturesUnordered::from_iter(others);
+        let all = async { while others.next().await.is_some() {} };
+        if let Err(elapsed) = self.clock.timeout(OTHERS, all).await {
+            tracing::warn!("starting without all of the other watches: {elapsed}");
         }
         let mut desk = Desk::default();
         desk.add_all(self.caches.claims.names(None), self.clock.now());
@@ -92,28 +117,58 @@ impl<C: Consul> Leader<C> {
             let room = walks.len() < WALKS;
             let due = desk.queue.next_due().filter(|_| room);
             tokio::select! {
-                Some(walked) = walks.next() => desk.walked(walked, self.clock.now()),
+                biased; // each is idle soon, and what is due is taken in every round
+                Some(walked) = walks.next() => desk.walked(walked, self.clock.now(), &self.jitter),
                 id = woken.recv() => match id {
                     Some(id) => desk.add_all(self.ledger.name_of(&id), self.clock.now()),
                     None => return LeadError::KeepersGone,
                 },
-                touched = claims.recv() => match touched {
-                    Ok(name) => desk.add_all([name], self.clock.now()),
-                    Err(lagged) => match self.everything(&lagged) {
+                touched = claims.recv() => {
+                    match self.concerned(touched, |touched| self.bearers(touched)) {
                         Some(names) => desk.add_all(names, self.clock.now()),
                         None => return LeadError::CachesGone,
-                    },
-                },
-                touched = namespaces.recv() => match touched {
-                    Ok(namespace) => {
-                        let names = self.caches.claims.names(Some(&namespace.name));
-                        desk.add_all(names, self.clock.now());
                     }
-                    Err(lagged) => match self.everything(&lagged) {
+                }
+                touched = namespaces.recv() => {
+                    let within = |namespace: &Touched| caches.claims.names(Some(&namespace.name.name));
+                    match self.concerned(touched, within) {
                         Some(names) => desk.add_all(names, self.clock.now()),
                         None => return LeadError::CachesGone,
-                    },
-                },
+                    }
+                }
+                touched = pods.recv() => {
+                    match self.concerned(touched, |pod| self.askers(&pod.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = nodes.recv() => {
+                    match self.concerned(touched, |node| self.on_node(&node.name.name)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = services.recv() => {
+                    match self.concerned(touched, |service| self.askers(&service.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = slices.recv() => {
+                    match self.concerned(touched, |slice| self.askers(&slice.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                touched = jobs.recv() => {
+                    match self.concerned(touched, |job| self.of_job(&job.keys)) {
+                        Some(names) => desk.add_all(names, self.clock.now()),
+                        None => return LeadError::CachesGone,
+                    }
+                }
+                Some(()) = others.next() => {
+                    desk.add_all(caches.claims.names(None), self.clock.now());
+                }
                 () = &mut telling => {}
                 () = &mut panicked => return LeadError::KeeperPanicked,
                 () = async {
@@ -126,12 +181,52 @@ impl<C: Consul> Leader<C> {
         }
     }
 
-    /// Every claim's name, after changes were missed.
-    fn everything(&self, error: &broadcast::error::RecvError) -> Option<Vec<ObjectName>> {
-        match error {
-            broadcast::error::RecvError::Lagged(_) => Some(self.caches.claims.names(None)),
-            broadcast::error::RecvError::Closed => None,
+    /// The claims that a change concerns; all of them, after changes were missed; `None`: there are
+    /// no more changes.
+    fn concerned(
+        &self,
+        touched: Result<Touched, broadcast::error::RecvError>,
+        by: impl FnOnce(&Touched) -> Vec<ObjectName>,
+    ) -> Option<Vec<ObjectName>> {
+        match touched {
+            Ok(touched) => Some(by(&touched)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(self.caches.claims.names(None)),
+            Err(broadcast::error::RecvError::Closed) => None,
         }
+    }
+
+    /// The claim itself.
+    fn bearers(&self, claim: &Touched) -> Vec<ObjectName> {
+        vec![claim.name.clone()]
+    }
+
+    /// The claims that have asked for one of these keys, and those whose badge is among them,
+    /// whether they exist or not.
+    fn askers(&self, keys: &[String]) -> Vec<ObjectName> {
+        let claims = &self.caches.claims;
+        let asking = keys.iter().flat_map(|key| claims.names_by(key));
+        let bearing = keys.iter().filter_map(|key| kinds::bearer(key));
+        asking.chain(bearing).collect()
+    }
+
+    /// The claims that have asked for a pod on this node.
+    fn on_node(&self, node: &str) -> Vec<ObjectName> {
+        self.askers_of(&self.caches.pods.by(&kinds::on_node(node)))
+    }
+
+    /// The claims that have asked for a pod of this Job.
+    fn of_job(&self, keys: &[String]) -> Vec<ObjectName> {
+        let owned = keys.iter().filter_map(|key| kinds::owned_by_key(key));
+        let pods: Vec<Arc<Pod>> = owned.flat_map(|key| self.caches.pods.by(&key)).collect();
+        self.askers_of(&pods)
+    }
+
+    fn askers_of(&self, pods: &[Arc<Pod>]) -> Vec<ObjectName> {
+        let mut names: Vec<ObjectName> =
+            pods.iter().flat_map(|pod| self.askers(&pod.keys())).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     fn report_tightest(&self) {
@@ -147,7 +242,11 @@ impl<C: Consul> Leader<C> {
         let span = logs::claim_span(&name.namespace, &name.name);
         let result = async {
             let result = self.reconcile(&name).await;
-            if let Err(error) = &result {
+            let error = match &result {
+                Ok(next) => next.failed.as_ref(),
+                Err(error) => Some(error),
+            };
+            if let Some(error) = error {
                 let source = std::error::Error::source(error).map(ToString::to_string);
                 let class = error.class();
                 self.metrics.reconcile_failed(class.as_str());
@@ -170,14 +269,16 @@ impl<C: Consul> Leader<C> {
     async fn reconcile(&self, name: &ObjectName) -> Result<Next, Error> {
         let observed = observe(self, name); // memory
         let plan = plan(&observed, &self.config); // pure
-        let applied = apply(self, &observed, &plan).await?; // I/O
+        let applied = apply(self, name, &observed, &plan).await?; // I/O
         match (applied, &observed.claim, &plan.claim) {
-            (Some(applied), Some(seen), Some(planned)) => {
-                self.report(name, seen, planned, &applied).await
+            (Some(mut applied), Some(seen), Some(planned)) => {
+                let failed = applied.failed.take();
+                let next = self.report(name, seen, planned, &applied, failed.as_ref()).await?;
+                Ok(Next { failed, ..next })
             }
             _ => {
                 self.metrics.claim_gone(&name.namespace, &name.name);
-                Ok(Next { at: stopping(&observed, &plan) })
+                Ok(Next::at(stopping(&observed, &plan)))
             }
         }
     }
@@ -189,24 +290,31 @@ impl<C: Consul> Leader<C> {
         seen: &Seen,
         planned: &ClaimPlan,
         applied: &Applied,
+        failed: Option<&Error>,
     ) -> Result<Next, Error> {
         let claim = &applied.claim;
         let now = self.clock.now();
         let deleting = claim.metadata.deletion_timestamp.is_some();
         if planned.has_just_asked_to_stop() {
             // The keepers tell in a moment what came of it.
-            return Ok(Next { at: Some(now + STOPPING_AGAIN) });
+            return Ok(Next::at(Some(now + STOPPING_AGAIN)));
         }
         // Without keepers our part is done, and others hold the object back.
         let parting = deleting && applied.view.is_some();
         let report = Report {
             claim,
             judged: &planned.judged,
+            told: &planned.course.told,
+            failed,
             earlier: seen.view.as_ref(),
             facts: Facts {
                 judgement: &planned.judged.judgement,
                 deleting,
                 view: applied.view.as_ref(),
+                paused: planned.judged.settings.as_ref().is_some_and(|settings| settings.paused),
+                nobody: planned.course.told.nobody(),
+                unreadable: planned.course.told.unreadable.as_deref(),
+                unlisted: planned.course.told.unlisted,
                 recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
                 now,
             },
@@ -218,14 +326,15 @@ impl<C: Consul> Leader<C> {
         let hold = not_before(&report.facts, previous, seen.since, parting_since);
         let again = parting.then(|| now + STOPPING_AGAIN);
         if let Some(hold) = hold.filter(|hold| now < *hold) {
-            return Ok(Next { at: Some(hold) });
+            return Ok(Next::at([Some(hold), planned.course.again].into_iter().flatten().min()));
         }
         let next = status(&report); // pure
         self.patch_if_changed(seen, applied, &next).await?; // I/O
         let token = report.facts.view.and_then(|view| view.token(now));
         let token = token.map(crate::names::FencingToken::get);
         self.metrics.claim_stands(&name.namespace, &name.name, token);
-        Ok(Next { at: valid_until(applied).into_iter().chain(again).min() })
+        let course = planned.course.again;
+        Ok(Next::at([valid_until(applied), again, course].into_iter().flatten().min()))
     }
 
     async fn patch_if_changed(
@@ -288,21 +397,22 @@ impl Desk {
         }
     }
 
-    fn walked(&mut self, (name, result): Walked, now: Instant) {
+    fn walked(&mut self, (name, result): Walked, now: Instant, jitter: &Jitter) {
         self.queue.finish(&name);
-        let at = match result {
-            Ok(next) => {
-                self.failures.remove(&name);
-                next.at
-            }
-            Err(error) => {
-                let failures = self.failures.entry(name.clone()).or_default();
-                *failures += 1;
-                let jitter = rand::random_range(0.5..1.0);
-                Some(now + pause(error.class(), *failures, jitter))
-            }
+        let (due, error) = match result {
+            Ok(next) => (next.at, next.failed),
+            Err(error) => (None, Some(error)),
         };
-        if let Some(at) = at {
+        let again = if let Some(error) = error {
+            let failures = self.failures.entry(name.clone()).or_default();
+            *failures += 1;
+            let jitter = 0.5 + jitter() / 2.0;
+            Some(now + pause(error.class(), *failures, jitter))
+        } else {
+            self.failures.remove(&name);
+            None
+        };
+        if let Some(at) = [due, again].into_iter().flatten().min() {
             self.queue.add(name, at);
         }
     }
@@ -331,6 +441,26 @@ impl Drop for ClaimSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_about_pods_does_not_delay_what_is_due_anyway() {
+        use super::super::writer::WriteError;
+        let (mut desk, name) = (Desk::default(), ObjectName::new("shop", "billing"));
+        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let jitter: Jitter = Arc::new(|| 0.5);
+        for failures in 1..20 {
+            desk.queue.add(name.clone(), at(10));
+            desk.queue.take(at(10)).unwrap();
+            let failed = Some(Error::FillSlice(WriteError::NotLeading));
+            let next = Next { at: Some(at(11)), failed };
+            desk.walked((name.clone(), Ok(next)), at(10), &jitter);
+            let due = desk.queue.next_due().unwrap();
+            assert!(due <= at(11), "{due:?} after {failures} failures");
+            desk.queue.take(at(11)).unwrap();
+            desk.queue.finish(&name);
+        }
+        assert_eq!(desk.failures[&name], 19, "and the pauses of its repetition grow");
+    }
 
     #[test]
     fn pauses_grow_and_end_growing() {

@@ -10,10 +10,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
 use super::cache::ObjectName;
-use crate::{api::ConsulLock, clock::Instant, keeper::ClaimId};
+use crate::{
+    api::ConsulLock,
+    clock::Instant,
+    election::{Badged, Runs},
+    keeper::ClaimId,
+};
 
 /// Everything remembered, by claim.
 #[derive(Default)]
@@ -32,6 +38,32 @@ struct Entry {
     newest: Option<Arc<ConsulLock>>,
     /// The versions that our writes replaced, since the cache was last up to date.
     superseded: Vec<String>,
+    /// What was noticed of the present leader, and since when.
+    noticed: Noticed,
+    /// Pods that were given the badge, or may have been, and were not relieved of it since.
+    worn: Vec<Worn>,
+    /// Slices that were given an endpoint, or may have been, and were not emptied since; as they
+    /// would be without it.
+    filled: Vec<EndpointSlice>,
+    /// What has run, as the last tenure read it.
+    runs: Runs,
+}
+
+/// A pod that was given the badge, or may have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Worn {
+    pub(super) badged: Badged,
+    /// The version of the pod over which the badge was written, if it is known to have been: while
+    /// the cache has no other, it does not know of the badge.
+    pub(super) over: Option<String>,
+}
+
+/// What was noticed of a leader, by its UID.
+#[derive(Clone, Debug, Default)]
+struct Noticed {
+    uid: Arc<str>,
+    unready_since: Option<Instant>,
+    unreachable_since: Option<Instant>,
 }
 
 impl Ledger {
@@ -44,6 +76,10 @@ impl Ledger {
             parting_since: None,
             newest: None,
             superseded: Vec::new(),
+            noticed: Noticed::default(),
+            worn: Vec::new(),
+            filled: Vec::new(),
+            runs: Runs::default(),
         });
         let since = entry.since;
         books.by_name.entry(name.clone()).or_default().insert(id.clone());
@@ -55,6 +91,99 @@ impl Ledger {
         let mut books = self.books();
         let entry = books.claims.get_mut(id);
         entry.map_or(now, |entry| *entry.parting_since.get_or_insert(now))
+    }
+
+    /// Notices what is wrong with a leader now; returns since when it is not ready, and since when
+    /// it cannot be reached.
+    pub(super) fn notice(
+        &self,
+        id: &ClaimId,
+        uid: &Arc<str>,
+        unready: bool,
+        unreachable: bool,
+        now: Instant,
+    ) -> (Option<Instant>, Option<Instant>) {
+        let mut books = self.books();
+        let Some(entry) = books.claims.get_mut(id) else {
+            return (unready.then_some(now), unreachable.then_some(now));
+        };
+        if entry.noticed.uid != *uid {
+            entry.noticed = Noticed { uid: Arc::clone(uid), ..Noticed::default() };
+        }
+        let since = |known: &mut Option<Instant>, is_so: bool| {
+            *known = is_so.then(|| known.unwrap_or(now));
+            *known
+        };
+        let noticed = &mut entry.noticed;
+        (
+            since(&mut noticed.unready_since, unready),
+            since(&mut noticed.unreachable_since, unreachable),
+        )
+    }
+
+    /// Remembers that a pod is about to be given the badge.
+    pub(super) fn dresses(&self, id: &ClaimId, badged: Badged) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.worn.retain(|worn| worn.badged.uid != badged.uid);
+            entry.worn.push(Worn { badged, over: None });
+        }
+    }
+
+    /// A pod of this version was given the badge.
+    pub(super) fn dressed(&self, id: &ClaimId, uid: &str, over: Option<&String>) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            for worn in entry.worn.iter_mut().filter(|worn| *worn.badged.uid == *uid) {
+                worn.over = over.cloned();
+            }
+        }
+    }
+
+    /// A pod was relieved of its badge.
+    pub(super) fn stripped(&self, id: &ClaimId, uid: &str) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.worn.retain(|worn| *worn.badged.uid != *uid);
+        }
+    }
+
+    /// The pods that may wear the badge, whatever the cache says.
+    pub(super) fn worn(&self, id: &ClaimId) -> Vec<Worn> {
+        self.books().claims.get(id).map(|entry| entry.worn.clone()).unwrap_or_default()
+    }
+
+    /// Remembers that a slice is about to be given an endpoint. `blank`: the slice without it.
+    /// Returns whether that was remembered already.
+    pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) -> bool {
+        let mut books = self.books();
+        let Some(entry) = books.claims.get_mut(id) else { return false };
+        let known = entry.filled.len();
+        entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
+        let was_known = entry.filled.len() < known;
+        entry.filled.push(blank);
+        was_known
+    }
+
+    /// A slice was emptied, or has never been given an endpoint.
+    pub(super) fn emptied(&self, id: &ClaimId, name: &str) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.filled.retain(|filled| filled.metadata.name.as_deref() != Some(name));
+        }
+    }
+
+    /// The slices that may have an endpoint, whatever the cache says.
+    pub(super) fn filled(&self, id: &ClaimId) -> Vec<EndpointSlice> {
+        self.books().claims.get(id).map(|entry| entry.filled.clone()).unwrap_or_default()
+    }
+
+    /// Remembers what has run.
+    pub(super) fn learns(&self, id: &ClaimId, runs: &Runs) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.runs.clone_from(runs);
+        }
+    }
+
+    /// What has run, as far as is known; what is known stays true.
+    pub(super) fn runs(&self, id: &ClaimId) -> Runs {
+        self.books().claims.get(id).map(|entry| entry.runs.clone()).unwrap_or_default()
     }
 
     /// The newest that is known of a claim, given what the cache holds.
@@ -157,6 +286,47 @@ mod tests {
         ledger.wrote(&id, &object("1"), object("2"));
         assert_eq!(version(&ledger.newest(&id, object("7"))), "7");
         assert_eq!(version(&ledger.newest(&id, object("1"))), "1", "forgotten");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_leader_counts_from_when_it_was_noticed_and_for_this_leader_alone() {
+        let (ledger, id) = met();
+        let at = |second| Instant::from_boot(Duration::from_secs(second));
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert_eq!(ledger.notice(&id, &a, true, false, at(5)), (Some(at(5)), None));
+        assert_eq!(ledger.notice(&id, &a, true, true, at(7)), (Some(at(5)), Some(at(7))));
+        assert_eq!(ledger.notice(&id, &a, false, true, at(8)), (None, Some(at(7))));
+        assert_eq!(ledger.notice(&id, &a, true, true, at(9)), (Some(at(9)), Some(at(7))));
+        assert_eq!(ledger.notice(&id, &b, true, false, at(10)), (Some(at(10)), None));
+    }
+
+    #[test]
+    fn what_may_have_been_written_is_remembered_until_it_is_taken_back() {
+        let (ledger, id) = met();
+        let badged = |uid: &str| Badged {
+            pod: uid.into(),
+            uid: uid.into(),
+            labelled: true,
+            token: None,
+            deleting: false,
+        };
+        ledger.dresses(&id, badged("a"));
+        ledger.dresses(&id, badged("a"));
+        ledger.dresses(&id, badged("b"));
+        ledger.stripped(&id, "a");
+        let worn = |over: Option<&str>| Worn { badged: badged("b"), over: over.map(str::to_owned) };
+        assert_eq!(ledger.worn(&id), [worn(None)]);
+        ledger.dressed(&id, "b", Some(&"7".to_owned()));
+        assert_eq!(ledger.worn(&id), [worn(Some("7"))]);
+        ledger.dresses(&id, badged("b"));
+        assert_eq!(ledger.worn(&id), [worn(None)], "not known to have arrived");
+        let mut blank = EndpointSlice::default();
+        blank.metadata.name = Some("slice".to_owned());
+        assert!(!ledger.fills(&id, blank.clone()));
+        assert!(ledger.fills(&id, blank.clone()));
+        assert_eq!(ledger.filled(&id), [blank]);
+        ledger.emptied(&id, "slice");
+        assert!(ledger.filled(&id).is_empty());
     }
 
     #[test]

@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use super::{Leader, cache::ObjectName, tenancy::NamespaceSeen};
+use super::{
+    Leader,
+    cache::ObjectName,
+    electorate::{Electorate, badged, electorate},
+    tenancy::NamespaceSeen,
+};
 use crate::{
-    api::{ConsulLock, KEY_PREFIXES_ANNOTATION},
+    api::{ConsulLock, KEY_PREFIXES_ANNOTATION, Settings, SpecError},
     clock::Instant,
     consul::Consul,
+    election::Badged,
     keeper::{ClaimId, KeeperView, StopState},
 };
 
@@ -18,6 +24,8 @@ pub(super) struct Observed {
     pub(super) claim: Option<Seen>,
     /// Keepers of claims that had this name before, and how far they have come with stopping.
     pub(super) former: Vec<(ClaimId, Option<StopState>)>,
+    /// Where there is no claim: pods that carry the badge of one.
+    pub(super) orphans: Vec<Badged>,
     pub(super) now: Instant,
 }
 
@@ -25,6 +33,9 @@ pub(super) struct Observed {
 pub(super) struct Seen {
     pub(super) id: ClaimId,
     pub(super) object: Arc<ConsulLock>,
+    /// What its spec means.
+    pub(super) settings: Result<Settings, SpecError>,
+    pub(super) electorate: Electorate,
     pub(super) namespace: NamespaceSeen,
     /// What its keepers know, and how far they have come with stopping; `None` if it has none.
     pub(super) view: Option<KeeperView>,
@@ -39,15 +50,25 @@ pub(super) fn observe<C: Consul>(leader: &Leader<C>, name: &ObjectName) -> Obser
     let claim = leader.caches.claims.get(name).and_then(|cached| {
         let id = ClaimId(cached.uid()?.into());
         let since = leader.ledger.meet(&id, name, now);
+        let object = leader.ledger.newest(&id, cached);
+        let view = leader.keepers.view(&id);
+        let settings = object.spec.settings();
+        let meaning = settings.as_ref().ok();
         Some(Seen {
-            object: leader.ledger.newest(&id, cached),
+            electorate: electorate(leader, (&id, name), &object, meaning, view.as_ref(), now),
             namespace: namespace(leader, name),
-            view: leader.keepers.view(&id),
             stop: leader.keepers.stopped(&id),
+            object,
+            settings,
+            view,
             since,
             id,
         })
     });
+    let orphans = match claim {
+        Some(_) => Vec::new(),
+        None => badged(&leader.caches, name),
+    };
     let present = claim.as_ref().map(|seen| &seen.id);
     let former = leader
         .ledger
@@ -58,7 +79,7 @@ pub(super) fn observe<C: Consul>(leader: &Leader<C>, name: &ObjectName) -> Obser
             (id, stop)
         })
         .collect();
-    Observed { claim, former, now }
+    Observed { claim, former, orphans, now }
 }
 
 fn namespace<C: Consul>(leader: &Leader<C>, name: &ObjectName) -> NamespaceSeen {

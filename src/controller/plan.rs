@@ -7,16 +7,24 @@ use kube::ResourceExt;
 
 use super::{
     Config,
+    course::{Course, May, Strip, course},
     holder::SESSION_PREFIX,
     observe::{Observed, Seen},
-    tenancy::{self, NamespaceSeen, Tenancy},
+    recorded,
+    tenancy::{self, Tenancy},
     verdict::{Judgement, Reason},
 };
 use crate::{
-    api::{self, ConsulLock, ConsulLockStatus, FINALIZER, GoDuration, Phase, SpecError},
+    api::{self, ConsulLock, FINALIZER, GoDuration, Phase, SpecError},
+    clock::Instant,
     consul::Behavior,
-    keeper::{AcquireSettings, ClaimId, Payload, Recorded, SessionSettings, StopState, Wanted},
-    names::{FencingToken, Key, NodeName, SessionId, SessionName},
+    election::RECORD_SUFFIX,
+    keeper::{
+        AcquireSettings, ClaimId, Payload, Record, Recorded, SessionSettings, Stance, StopState,
+        Wanted,
+    },
+    lock::EndReason,
+    names::{Key, NodeName, SessionName},
 };
 
 /// What one walk is to do.
@@ -24,6 +32,8 @@ use crate::{
 pub(super) struct Plan {
     /// What to do about keepers of claims that had this name before.
     pub(super) former: Vec<(ClaimId, FormerStep)>,
+    /// Pods to be relieved of the badge of a claim that is no more.
+    pub(super) orphans: Vec<Strip>,
     /// What to do about the claim, if there is one.
     pub(super) claim: Option<ClaimPlan>,
 }
@@ -37,10 +47,12 @@ pub(super) enum FormerStep {
     Forget,
 }
 
-/// What to do about a claim. In this order: finalizer on, keepers, finalizer off.
+/// What to do about a claim. In this order: finalizer on, the first half of the course, keepers,
+/// the second half, finalizer off.
 #[derive(Debug, PartialEq)]
 pub(super) struct ClaimPlan {
     pub(super) finalizer: FinalizerStep,
+    pub(super) course: Course,
     pub(super) keepers: KeepersStep,
     /// What its status is to speak of.
     pub(super) judged: Judged,
@@ -90,6 +102,23 @@ pub(super) struct Judged {
     pub(super) malformed: Vec<String>,
 }
 
+impl Judged {
+    /// What the claim may do about its key.
+    fn may(&self) -> May<'_> {
+        match (&self.judgement, &self.settings) {
+            (Judgement::Allowed { .. }, Some(settings)) if !settings.paused => {
+                May::Contend(settings)
+            }
+            // A claim that gave up goes on observing its key.
+            (Judgement::Allowed { .. } | Judgement::GaveUp { .. }, Some(settings)) => {
+                May::StandBy(settings)
+            }
+            (Judgement::Undecided { .. }, Some(settings)) => May::Undecided(settings),
+            _ => May::Nothing,
+        }
+    }
+}
+
 #[cfg(test)]
 impl Judged {
     /// A judgement by itself, for tests of what is said about it.
@@ -108,33 +137,44 @@ pub(super) fn plan(observed: &Observed, config: &Config) -> Plan {
         };
         (id.clone(), step)
     });
+    let orphans = observed.orphans.iter().map(|badged| Strip {
+        pod: Arc::clone(&badged.pod),
+        uid: Arc::clone(&badged.uid),
+        delete: false,
+    });
     Plan {
         former: former.collect(),
+        orphans: orphans.collect(),
         claim: observed.claim.as_ref().map(|seen| {
             if seen.object.metadata.deletion_timestamp.is_some() {
-                part(seen, config)
+                part(seen, config, observed.now)
             } else {
-                keep(seen, config)
+                keep(seen, config, observed.now)
             }
         }),
     }
 }
 
 /// A claim that is there to stay.
-fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
+fn keep(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
     let claim = &seen.object;
-    let judged = judge(claim, &seen.namespace, config);
-    let keepers = match wanted(claim, &judged, config) {
+    let judged = judge(seen, config);
+    let course = course(seen, &judged.may(), &config.cluster, now);
+    let keepers = match wanted(claim, &judged, &course, config) {
         Some(wanted) => {
             let wanted = Box::new(wanted);
             match seen.stop {
-                None => KeepersStep::Set(wanted, recorded(claim, config)),
+                None => KeepersStep::Set(wanted, recorded::of(claim, config)),
                 Some(StopState::Running) => KeepersStep::Set(wanted, None),
                 Some(StopState::Stopping) => KeepersStep::Leave,
                 Some(StopState::Clean | StopState::Abandoned) => KeepersStep::Restart(wanted),
             }
         }
-        None if matches!(judged.judgement, Judgement::Undecided { .. }) => KeepersStep::Leave,
+        None if matches!(judged.judgement, Judgement::Undecided { .. })
+            || course.told.unlisted.is_some() && course.stance.is_none() =>
+        {
+            KeepersStep::Leave
+        }
         None => stop(seen, config),
     };
     let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
@@ -144,6 +184,7 @@ fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
     );
     ClaimPlan {
         finalizer: if holds_something && !ours { FinalizerStep::Add } else { FinalizerStep::Keep },
+        course,
         keepers,
         judged,
     }
@@ -151,7 +192,7 @@ fn keep(seen: &Seen, config: &Config) -> ClaimPlan {
 
 /// A claim that is being deleted. Looks at its status, never at its spec: a bad spec must not keep
 /// an object from going.
-fn part(seen: &Seen, config: &Config) -> ClaimPlan {
+fn part(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
     let claim = &seen.object;
     let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
     // Our finalizer goes last: without it nothing is left behind, whatever the status says.
@@ -164,8 +205,9 @@ fn part(seen: &Seen, config: &Config) -> ClaimPlan {
         } else {
             FinalizerStep::Keep
         },
+        course: course(seen, &May::Nothing, &config.cluster, now),
         keepers,
-        judged: judge(claim, &seen.namespace, config),
+        judged: judge(seen, config),
     }
 }
 
@@ -182,14 +224,15 @@ fn stop(seen: &Seen, config: &Config) -> KeepersStep {
 }
 
 /// What the spec, the tenancy and the past make of the claim.
-fn judge(claim: &ConsulLock, namespace: &NamespaceSeen, config: &Config) -> Judged {
+fn judge(seen: &Seen, config: &Config) -> Judged {
+    let (claim, namespace) = (&seen.object, &seen.namespace);
     let mut judged = Judged {
         judgement: Judgement::Invalid { problem: String::new() },
         settings: None,
         prefix: None,
         malformed: Vec::new(),
     };
-    let (settings, key) = match meaning(claim, config) {
+    let (settings, key) = match meaning(seen, config) {
         Ok(meaning) => meaning,
         Err(error) => {
             let problem = error.to_string();
@@ -218,8 +261,8 @@ fn judge(claim: &ConsulLock, namespace: &NamespaceSeen, config: &Config) -> Judg
     judged
 }
 
-fn meaning(claim: &ConsulLock, config: &Config) -> Result<(api::Settings, Key), SpecError> {
-    let settings = claim.spec.settings()?;
+fn meaning(seen: &Seen, config: &Config) -> Result<(api::Settings, Key), SpecError> {
+    let (claim, settings) = (&seen.object, seen.settings.clone()?);
     let key = match &settings.key {
         Some(key) => key.clone(),
         None => {
@@ -227,7 +270,17 @@ fn meaning(claim: &ConsulLock, config: &Config) -> Result<(api::Settings, Key), 
             config.key_prefix.default_key(&namespace, &claim.name_any())?
         }
     };
+    if settings.candidates.as_ref().and_then(|one| one.gate)
+        == Some(api::GateSettings::OncePerSchedule)
+    {
+        Key::new(&format!("{key}{RECORD_SUFFIX}"))?;
+    }
     Ok((settings, key))
+}
+
+/// The key of the record of runs; `None` if it would be too long.
+fn record_key(key: &Key) -> Option<Key> {
+    Key::new(&format!("{key}{RECORD_SUFFIX}")).ok()
 }
 
 /// The claim gave up contending, and its spec has not changed since.
@@ -259,8 +312,8 @@ fn folder(key: &Key) -> Option<Arc<str>> {
     Some(key.as_str()[..=end].into())
 }
 
-/// What the keepers are to do for the claim; `None` if it may not contend.
-fn wanted(claim: &ConsulLock, judged: &Judged, config: &Config) -> Option<Wanted> {
+/// What the keepers are to do for the claim; `None` if it may not contend, or nothing is decided.
+fn wanted(claim: &ConsulLock, judged: &Judged, course: &Course, config: &Config) -> Option<Wanted> {
     let settings = judged.settings.as_ref()?;
     let key = judged.judgement.key()?;
     let prefix = judged.prefix.as_ref()?;
@@ -282,22 +335,29 @@ fn wanted(claim: &ConsulLock, judged: &Judged, config: &Config) -> Option<Wanted
         acquire: AcquireSettings {
             timeout: settings.acquire.timeout,
             try_once: settings.acquire.try_once,
-            max_hold: settings.acquire.max_hold,
+            // A pod has to hear of it first.
+            max_hold: settings
+                .acquire
+                .max_hold
+                .filter(|_| settings.candidates.is_none() || course.max_hold_is_over),
         },
         payload: payload(claim, &settings.value, config),
-        // A claim that gave up goes on observing its key.
-        paused: settings.paused || matches!(judged.judgement, Judgement::GaveUp { .. }),
+        stance: course.stance.clone()?,
+        record: settings.candidates.as_ref().and_then(|candidates| {
+            let once = candidates.gate == Some(api::GateSettings::OncePerSchedule);
+            let key = record_key(key).filter(|_| once)?;
+            Some(Record { key, at_end: course.at_end.clone() })
+        }),
         attempt: claim.metadata.generation.unwrap_or_default(),
     })
 }
 
 fn payload(claim: &ConsulLock, value: &str, config: &Config) -> Payload {
-    Payload { holder: identity(claim), cluster: config.cluster.clone(), value: value.to_owned() }
-}
-
-/// How the claim is called towards others.
-pub(super) fn identity(claim: &ConsulLock) -> String {
-    format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any())
+    Payload {
+        holder: recorded::identity(claim),
+        cluster: config.cluster.clone(),
+        value: value.to_owned(),
+    }
 }
 
 /// A session that is named, and bound to a node, as this claim's are; with default settings.
@@ -315,36 +375,10 @@ fn bare_session(claim: &ConsulLock, config: &Config) -> SessionSettings {
     }
 }
 
-/// What an earlier controller recorded of the claim's session and tenure.
-fn recorded(claim: &ConsulLock, config: &Config) -> Option<Recorded> {
-    let status = claim.status.as_ref()?;
-    Some(Recorded {
-        session: SessionId::new(status.session.as_ref()?.id.as_deref()?),
-        tenure: tenure(claim, status, config),
-    })
-}
-
-fn tenure(
-    claim: &ConsulLock,
-    status: &ConsulLockStatus,
-    config: &Config,
-) -> Option<(FencingToken, jiff::Timestamp)> {
-    let holder = status.holder.as_ref()?;
-    let ours = holder.identity == identity(claim)
-        && holder.cluster.as_deref() == Some(&config.cluster)
-        && !holder.stranger;
-    // Unknown with a token: held, as far as a controller knew that could not ask Consul.
-    if !matches!(status.phase, Some(Phase::Held | Phase::Unknown)) || !ours {
-        return None;
-    }
-    let token = status.fencing_token.as_ref()?.parse().ok()?;
-    Some((token, status.acquired_at.as_ref()?.0))
-}
-
 /// What an earlier controller left behind in Consul, and how to give it up: by what the status
 /// says alone.
 fn left_behind(claim: &ConsulLock, config: &Config) -> Option<(Wanted, Recorded)> {
-    let recorded = recorded(claim, config)?;
+    let recorded = recorded::of(claim, config)?;
     let status = claim.status.as_ref()?;
     let key = Key::new(status.key.as_deref()?).ok()?;
     let session = bare_session(claim, config);
@@ -358,7 +392,8 @@ fn left_behind(claim: &ConsulLock, config: &Config) -> Option<(Wanted, Recorded)
         },
         acquire: AcquireSettings::default(),
         payload: payload(claim, "", config),
-        paused: true,
+        stance: Stance::StandBy(EndReason::Stopped),
+        record: None,
         attempt: claim.metadata.generation.unwrap_or_default(),
     };
     Some((wanted, recorded))
@@ -370,11 +405,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::controller::sample::{at, claim, claim_with_status, config, held_status, wall};
+    use crate::{
+        controller::{
+            electorate::Standing,
+            sample::{at, claim, claim_with_status, config, electorate, held_status, wall},
+            tenancy::NamespaceSeen,
+        },
+        keeper::RecordedTenure,
+        names::FencingToken,
+    };
 
     fn seen(object: ConsulLock) -> Seen {
+        let recorded = recorded::of(&object, &config()).and_then(|known| known.tenure);
         Seen {
             id: ClaimId("uid-1".into()),
+            settings: object.spec.settings(),
+            electorate: electorate(Standing::of(None, recorded, at(2))),
             object: Arc::new(object),
             namespace: NamespaceSeen::Annotated(None),
             view: None,
@@ -384,7 +430,8 @@ mod tests {
     }
 
     fn planned(seen: Seen) -> ClaimPlan {
-        let observed = Observed { claim: Some(seen), former: Vec::new(), now: at(2) };
+        let observed =
+            Observed { claim: Some(seen), former: Vec::new(), orphans: Vec::new(), now: at(2) };
         plan(&observed, &config()).claim.unwrap()
     }
 
@@ -396,6 +443,10 @@ mod tests {
     fn deleted(mut claim: ConsulLock) -> ConsulLock {
         claim.metadata.deletion_timestamp = Some(Time(wall(0)));
         claim
+    }
+
+    fn is_paused(wanted: &Wanted) -> bool {
+        matches!(wanted.stance, Stance::StandBy(_))
     }
 
     #[track_caller]
@@ -420,7 +471,7 @@ mod tests {
         assert_eq!(wanted.session.node.as_str(), "consul-lock-west-shop");
         assert_eq!(wanted.session.ttl, Duration::from_secs(20));
         assert_eq!(wanted.payload.holder, "shop/billing");
-        assert_eq!((wanted.paused, wanted.attempt), (false, 3));
+        assert_eq!((is_paused(&wanted), wanted.attempt), (false, 3));
     }
 
     #[test]
@@ -430,7 +481,8 @@ mod tests {
         let recorded = recorded.unwrap();
         assert_eq!(recorded.session.as_str(), "s-1");
         let since = "2026-01-02T03:04:05Z".parse().unwrap();
-        assert_eq!(recorded.tenure, Some((FencingToken::new(41), since)));
+        let token = FencingToken::new(41);
+        assert_eq!(recorded.tenure, Some(RecordedTenure { token, since, leader: None }));
         let running = stopping(seen(object), StopState::Running);
         assert_eq!(set(planned(running)).1, None, "only when they start");
     }
@@ -533,10 +585,10 @@ mod tests {
             })
         };
         let (wanted, _) = set(planned(seen(claim_with_status("{}", status(3, "Failed")))));
-        assert!(wanted.paused);
+        assert!(is_paused(&wanted));
         for contends in [status(2, "Failed"), status(3, "Waiting")] {
             let (wanted, _) = set(planned(seen(claim_with_status("{}", contends))));
-            assert!(!wanted.paused);
+            assert!(!is_paused(&wanted));
         }
     }
 
@@ -579,7 +631,7 @@ mod tests {
             panic!("{plan:?}");
         };
         assert_eq!(wanted.session.ttl, Duration::from_secs(20), "from the status");
-        assert!(wanted.paused && recorded.tenure.is_some());
+        assert!(is_paused(&wanted) && recorded.tenure.is_some());
     }
 
     #[test]
@@ -600,6 +652,7 @@ mod tests {
                 (ClaimId("c".into()), Some(StopState::Abandoned)),
                 (ClaimId("d".into()), None),
             ],
+            orphans: Vec::new(),
             now: at(1),
         };
         let plan = plan(&observed, &config());

@@ -5,11 +5,16 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Config, tenancy::KeyPrefix};
+use super::{
+    Config,
+    electorate::{Electorate, Standing, Traffic},
+    tenancy::KeyPrefix,
+};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::Instant,
     consul::{Class, Operation},
+    election::{ContainerMark, Leader, Runs},
     keeper::{
         EndedTenure, KeeperView, KeySeen, LockView, SeenHolder, SessionHealth, SessionView, Trouble,
     },
@@ -94,7 +99,43 @@ pub(super) fn contending(lock: LockView, key: KeySeen) -> KeeperView {
 pub(super) fn holding(token: u64) -> KeeperView {
     let since = wall(5) + Duration::from_millis(250);
     let token = FencingToken::new(token);
-    contending(LockView::Held { token, since }, KeySeen::Ours)
+    contending(
+        LockView::Held { token, since, began: at(5), leader: None, record: None },
+        KeySeen::Ours,
+    )
+}
+
+/// The pod of this name, as it was elected.
+pub(super) fn leader(pod: &str) -> Leader {
+    Leader {
+        pod: pod.into(),
+        uid: format!("uid-{pod}").into(),
+        node: Some("n-1".into()),
+        containers: vec![ContainerMark {
+            name: "app".into(),
+            id: Some(format!("{pod}-1").into()),
+            restarts: 0,
+        }],
+        why: "ready for longest of 2 pods".into(),
+    }
+}
+
+/// No pods, all of them known.
+pub(super) fn electorate(standing: Standing) -> Electorate {
+    Electorate {
+        standing,
+        known: true,
+        candidates: Vec::new(),
+        present: None,
+        backend: None,
+        runs: Runs::default(),
+        runs_read: None,
+        leaders_version: None,
+        badged: Vec::new(),
+        worn: Vec::new(),
+        lost: Vec::new(),
+        traffic: Traffic { known: true, ..Traffic::default() },
+    }
 }
 
 pub(super) fn stranger() -> KeySeen {
@@ -113,6 +154,7 @@ pub(super) fn trouble(class: Class) -> Trouble {
 pub(super) fn ended(token: u64, reason: EndReason) -> EndedTenure {
     EndedTenure {
         token: FencingToken::new(token),
+        pod: None,
         from: wall(1),
         to: wall(2) + Duration::from_millis(700),
         reason,

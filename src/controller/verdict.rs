@@ -22,6 +22,14 @@ pub(super) struct Facts<'a> {
     pub(super) deleting: bool,
     /// What its keepers know, if it has any.
     pub(super) view: Option<&'a KeeperView>,
+    /// The spec says so.
+    pub(super) paused: bool,
+    /// Why none of its pods may be elected, if that is so.
+    pub(super) nobody: Option<&'a str>,
+    /// What is wrong with the record of runs beside the key, of a claim that needs it.
+    pub(super) unreadable: Option<&'a str>,
+    /// What has not been listed, of what its candidates and routing need.
+    pub(super) unlisted: Option<&'static str>,
     /// The status speaks of a tenure of the claim's.
     pub(super) recorded: bool,
     pub(super) now: Instant,
@@ -72,6 +80,7 @@ pub(super) enum Reason {
     Contending,
     Deleting,
     Expired,
+    HandingOver,
     Held,
     HeldElsewhere,
     InvalidSpec,
@@ -79,8 +88,11 @@ pub(super) enum Reason {
     KeyNotAllowed,
     LockDelay,
     NamespaceUnknown,
+    NoCandidate,
     Paused,
+    PodsUnknown,
     Releasing,
+    RunsUnreadable,
     Starting,
 }
 
@@ -95,6 +107,7 @@ impl Reason {
             Reason::Contending => "Contending",
             Reason::Deleting => "Deleting",
             Reason::Expired => "Expired",
+            Reason::HandingOver => "HandingOver",
             Reason::Held => "Held",
             Reason::HeldElsewhere => "HeldElsewhere",
             Reason::InvalidSpec => "InvalidSpec",
@@ -102,8 +115,11 @@ impl Reason {
             Reason::KeyNotAllowed => "KeyNotAllowed",
             Reason::LockDelay => "LockDelay",
             Reason::NamespaceUnknown => "NamespaceUnknown",
+            Reason::NoCandidate => "NoCandidate",
             Reason::Paused => "Paused",
+            Reason::PodsUnknown => "PodsUnknown",
             Reason::Releasing => "Releasing",
+            Reason::RunsUnreadable => "RunsUnreadable",
             Reason::Starting => "Starting",
         }
     }
@@ -155,13 +171,17 @@ type Rule = fn(&Facts<'_>) -> Option<Verdict>;
 const RULES: &[Rule] = &[
     deleting,
     still_releasing,
+    handing_over,
     invalid_spec,
     key_not_allowed,
+    runs_unreadable,
     held,
     namespace_unknown,
+    pods_unknown,
     gave_up_earlier,
     gave_up,
     expired,
+    nobody_eligible,
     paused,
     key_conflict,
     consul_denied,
@@ -199,6 +219,13 @@ fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict::new(Phase::Releasing, Truth::True, Reason::Releasing, message))
 }
 
+fn handing_over(facts: &Facts<'_>) -> Option<Verdict> {
+    let LockView::HandingOver { reason, .. } = facts.view?.lock else { return None };
+    let message =
+        format!("one tenure has ended, and the next is being begun: {}", end_words(reason));
+    Some(Verdict::new(Phase::Releasing, Truth::True, Reason::HandingOver, message))
+}
+
 fn invalid_spec(facts: &Facts<'_>) -> Option<Verdict> {
     let Judgement::Invalid { problem } = facts.judgement else {
         return None;
@@ -213,9 +240,26 @@ fn key_not_allowed(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict::new(Phase::Failed, Truth::False, Reason::KeyNotAllowed, message))
 }
 
+/// The pod that was elected does not start: it may have run already.
+fn runs_unreadable(facts: &Facts<'_>) -> Option<Verdict> {
+    let _token = facts.view?.token(facts.now)?;
+    let message = facts.unreadable?;
+    Some(Verdict::new(Phase::Held, Truth::False, Reason::RunsUnreadable, message))
+}
+
 fn held(facts: &Facts<'_>) -> Option<Verdict> {
-    let token = facts.view?.token(facts.now)?;
-    let message = format!("holds the key with fencing token {token}");
+    let view = facts.view?;
+    let token = view.token(facts.now)?;
+    let mut message = match &view.lock {
+        LockView::Held { leader: Some(leader), .. } => format!(
+            "pod {} holds the key with fencing token {token}; it was elected as {}",
+            leader.pod, leader.why
+        ),
+        _ => format!("holds the key with fencing token {token}"),
+    };
+    if let Some(unlisted) = facts.unlisted {
+        message += &format!("; {unlisted} cannot be listed, so it would not be replaced");
+    }
     Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
 }
 
@@ -228,6 +272,13 @@ fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
     );
     let unknown = (Phase::Pending, Truth::Unknown, Reason::NamespaceUnknown);
     Some(Verdict::new(unknown.0, unknown.1, unknown.2, message))
+}
+
+fn pods_unknown(facts: &Facts<'_>) -> Option<Verdict> {
+    // A tenure that is being adopted for a leader goes on without that.
+    let unlisted = facts.unlisted.filter(|_| !facts.is_unconfirmed())?;
+    let message = format!("{unlisted} cannot be listed, so nobody can be elected");
+    Some(Verdict::new(Phase::Pending, Truth::Unknown, Reason::PodsUnknown, message))
 }
 
 fn gave_up_earlier(facts: &Facts<'_>) -> Option<Verdict> {
@@ -266,8 +317,14 @@ fn expired(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict::new(Phase::Unknown, Truth::Unknown, Reason::Expired, message))
 }
 
+fn nobody_eligible(facts: &Facts<'_>) -> Option<Verdict> {
+    let message = facts.nobody?;
+    matches!(facts.view?.lock, LockView::Standby)
+        .then(|| Verdict::new(Phase::Waiting, Truth::False, Reason::NoCandidate, message))
+}
+
 fn paused(facts: &Facts<'_>) -> Option<Verdict> {
-    matches!(facts.view?.lock, LockView::Standby).then(|| {
+    (facts.paused && facts.view?.lock == LockView::Standby).then(|| {
         let message = "spec.paused: the key is released, and the claim stands by";
         Verdict::new(Phase::Paused, Truth::True, Reason::Paused, message)
     })
@@ -392,24 +449,20 @@ fn trouble_words(trouble: &Trouble) -> String {
     format!("{}: {}", trouble.operation.as_str(), trouble.message)
 }
 
-/// The name of a reason in `history` and events.
-pub(super) const fn end_name(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Paused => "Paused",
-        EndReason::Stopped => "Stopped",
-        EndReason::MaxHold => "MaxHold",
-        EndReason::Expired => "Expired",
-        EndReason::SessionInvalidated => "SessionInvalidated",
-        EndReason::KeyDeleted => "KeyDeleted",
-        EndReason::KeyTaken => "KeyTaken",
-    }
-}
-
 const fn end_words(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Paused => "the claim was paused",
         EndReason::Stopped => "the claim stops contending",
         EndReason::MaxHold => "acquire.maxHold has passed",
+        EndReason::NoCandidate => "no pod may be elected",
+        EndReason::Preempted => "a better candidate takes over",
+        EndReason::PodFinished => "the elected pod has finished",
+        EndReason::AlreadyRan => "what the elected pod was to do has been done elsewhere",
+        EndReason::PodDied => "the elected pod has ended",
+        EndReason::PodDeleted => "the elected pod was deleted and has ended",
+        EndReason::PodUnreachable => "the elected pod was out of reach for too long",
+        EndReason::PodUnready => "the elected pod was not ready for too long",
+        EndReason::PodUnmatched => "the elected pod does not match the selector any more",
         EndReason::Expired => "the session could not be renewed in time",
         EndReason::SessionInvalidated => "Consul ended the session",
         EndReason::KeyDeleted => "the key was deleted",

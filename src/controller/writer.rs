@@ -2,16 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{
+    batch::v1::Job, core::v1::Pod, discovery::v1::EndpointSlice, events::v1::Event,
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::{PartialObjectMeta, Status},
 };
 use serde_json::{Value, json};
 
+use super::course::{Dress, Open, Remove, Strip};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::{Clock, Elapsed},
+    election::{BADGE, GATE, SLICE_TOKEN_ANNOTATION, label, token_annotation},
 };
 
 /// Answers whether this replica still leads.
@@ -22,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who we are in `managedFields`.
 const FIELD_MANAGER: &str = "consul-lock";
+
+/// The annotation of a slice that tells when its endpoint was taken away.
+const EMPTIED_ANNOTATION: &str = "consullock.dev/emptied-at";
 
 /// A write that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +77,19 @@ impl Class {
 }
 
 impl WriteError {
+    /// Whether the object had changed meanwhile, rather than another one having its name.
+    pub(super) fn is_outdated(&self) -> bool {
+        let WriteError::Refused(error) = self else { return false };
+        matches!(&**error, kube::Error::Api(answer) if answer.code == 409 && answer.reason == "Conflict")
+    }
+
     /// What the failure means.
     pub fn class(&self) -> Class {
         match self {
             WriteError::NotLeading => Class::NotLeading,
             WriteError::NoAnswer(_) => Class::Transient,
             WriteError::Refused(error) => match error.as_ref() {
+                kube::Error::Api(status) if is_another(status) => Class::Gone,
                 kube::Error::Api(status) => match status.code {
                     409 => Class::Conflict,
                     404 | 410 => Class::Gone,
@@ -86,6 +101,20 @@ impl WriteError {
             },
         }
     }
+}
+
+/// Whether a write that was meant for one object met another of its name: the API server does not
+/// let a UID change, nor delete by another one.
+fn is_another(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| &details.causes[..]).unwrap_or_default();
+    let immutable = causes.iter().any(|cause| cause.field == "metadata.uid");
+    immutable || (status.code == 409 && status.message.contains("UID in precondition"))
+}
+
+/// A deletion of one object, not of its namesake.
+fn only_of(uid: Option<String>) -> DeleteParams {
+    let preconditions = Some(Preconditions { uid, resource_version: None });
+    DeleteParams { preconditions, ..DeleteParams::default() }
 }
 
 /// The server's own words, without the debug output that kube adds to them.
@@ -156,6 +185,135 @@ impl Writer {
         none_if_gone(self.attempt(api.patch_status(&name, &params, &patch)).await)
     }
 
+    /// Gives a pod a claim's label and token.
+    pub(super) async fn dress(
+        &self,
+        namespace: &str,
+        dress: &Dress,
+        claim: &str,
+    ) -> Result<(), WriteError> {
+        let token = dress.token.to_string();
+        self.patch_badge(namespace, (&dress.pod, &dress.uid), claim, Some((BADGE, &token))).await
+    }
+
+    /// Relieves a pod of a claim's label and token, after it was deleted if that is asked for: a
+    /// crash in between must not leave a pod that nobody knows to have lost its tenure. A pod that
+    /// is gone carries nothing, and its namesake is not meant.
+    pub(super) async fn strip(
+        &self,
+        namespace: &str,
+        strip: &Strip,
+        claim: &str,
+    ) -> Result<(), WriteError> {
+        let deleted = match strip.delete {
+            true => self.delete_pod(namespace, strip).await,
+            false => Ok(()),
+        };
+        let never = |error: &WriteError| matches!(error.class(), Class::Denied | Class::Invalid);
+        if deleted.as_ref().is_err_and(|error| !never(error)) {
+            return deleted;
+        }
+        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
+        deleted.and(done_if_gone(stripped))
+    }
+
+    async fn delete_pod(&self, namespace: &str, strip: &Strip) -> Result<(), WriteError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = only_of(Some(strip.uid.to_string()));
+        done_if_gone(self.attempt(pods.delete(&strip.pod, &params)).await.map(drop))
+    }
+
+    /// Removes a Job, and what it made.
+    pub(super) async fn remove_job(
+        &self,
+        namespace: &str,
+        remove: &Remove,
+    ) -> Result<(), WriteError> {
+        let jobs: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let uid = Some(remove.uid.to_string());
+        let preconditions = Some(Preconditions { uid, resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        done_if_gone(self.attempt(jobs.delete(&remove.job, &params)).await.map(drop))
+    }
+
+    /// Takes our scheduling gate off a pod, and leaves those of others.
+    pub(super) async fn open_gate(&self, namespace: &str, open: &Open) -> Result<(), WriteError> {
+        let patch = json!({
+            "metadata": { "uid": &*open.uid },
+            "spec": { "schedulingGates": [{ "name": GATE, "$patch": "delete" }] },
+        });
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(FIELD_MANAGER);
+        let patch = Patch::Strategic(patch);
+        self.attempt(pods.patch(&open.pod, &params, &patch)).await.map(drop)
+    }
+
+    async fn patch_badge(
+        &self,
+        namespace: &str,
+        (pod, uid): (&str, &str),
+        claim: &str,
+        badge: Option<(&str, &str)>,
+    ) -> Result<(), WriteError> {
+        // Another pod of the same name is not meant: the API server refuses another UID.
+        let patch = json!({
+            "metadata": {
+                "uid": uid,
+                "labels": { label(claim): badge.map(|(label, _)| label) },
+                "annotations": { token_annotation(claim): badge.map(|(_, token)| token) },
+            },
+        });
+        let pods: Api<PartialObjectMeta<Pod>> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(FIELD_MANAGER);
+        self.attempt(pods.patch_metadata(pod, &params, &Patch::Merge(patch))).await.map(drop)
+    }
+
+    /// Puts an endpoint into a slice: a new one, or one that still has the given version.
+    pub(super) async fn fill_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
+        let (api, params) = (self.slices(slice), PostParams::default());
+        let filled = match slice.metadata.resource_version {
+            None => self.attempt(api.create(&params, slice)).await,
+            Some(_) => self.attempt(api.replace(&slice.name_any(), &params, slice)).await,
+        };
+        filled.map(drop)
+    }
+
+    /// Leaves a slice without an endpoint, whatever it is like now. The write changes the slice in
+    /// any case, so an endpoint that is still on its way here arrives at another version and is
+    /// refused; a slice that is not there is created for the same reason.
+    pub(super) async fn empty_slice(&self, blank: &EndpointSlice) -> Result<(), WriteError> {
+        let patch = json!({
+            "metadata": {
+                "annotations": {
+                    SLICE_TOKEN_ANNOTATION: null,
+                    EMPTIED_ANNOTATION: self.clock.wall().to_string(),
+                },
+            },
+            "endpoints": [],
+        });
+        let (api, name) = (self.slices(blank), blank.name_any());
+        let params = PatchParams::apply(FIELD_MANAGER);
+        match self.attempt(api.patch(&name, &params, &Patch::Merge(patch))).await {
+            Err(error) if error.class() == Class::Gone => {
+                let slice = EndpointSlice { endpoints: Vec::new(), ..blank.clone() };
+                self.attempt(api.create(&PostParams::default(), &slice)).await.map(drop)
+            }
+            written => written.map(drop),
+        }
+    }
+
+    /// Removes a slice.
+    pub(super) async fn delete_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
+        let params = only_of(slice.uid());
+        let (api, name) = (self.slices(slice), slice.name_any());
+        done_if_gone(self.attempt(api.delete(&name, &params)).await.map(drop))
+    }
+
+    fn slices(&self, slice: &EndpointSlice) -> Api<EndpointSlice> {
+        let namespace = slice.namespace().unwrap_or_default();
+        Api::namespaced(self.client.clone(), &namespace)
+    }
+
     /// Publishes an event.
     pub(super) async fn create_event(&self, event: &Event) -> Result<(), WriteError> {
         let namespace = event.namespace().unwrap_or_default();
@@ -180,6 +338,10 @@ impl Writer {
         let namespace = claim.namespace().unwrap_or_default();
         Api::namespaced(self.client.clone(), &namespace)
     }
+}
+
+fn done_if_gone(written: Result<(), WriteError>) -> Result<(), WriteError> {
+    none_if_gone(written).map(drop)
 }
 
 fn none_if_gone<T>(written: Result<T, WriteError>) -> Result<Option<T>, WriteError> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch as channel;
 
 use super::{
-    KeeperView, Recorded, StopState, Wanted,
+    KeeperView, Recorded, Stance, StopState, Wanted,
     lock::{LockKeeper, LockSettings},
     session::SessionKeeper,
     shared::{Answers, Shared, lock},
@@ -79,6 +79,10 @@ impl<C: Consul> ClaimKeeper<C> {
             LockSettings {
                 key: wanted.key.clone(),
                 payload: wanted.payload.clone(),
+                leader: match &wanted.stance {
+                    Stance::Contend { leader, .. } => leader.clone(),
+                    Stance::StandBy(_) => None,
+                },
                 acquire: wanted.acquire.clone(),
             },
             watches.feed(&wanted.prefix, &wanted.key, &answers),
@@ -221,14 +225,20 @@ impl<C: Consul> ClaimKeeper<C> {
 
     fn obey(&mut self) {
         let wanted = self.command.wanted.clone();
-        let want = match (self.command.stop, wanted.paused) {
-            (true, _) => Want::Stand(EndReason::Stopped),
-            (false, true) => Want::Stand(EndReason::Paused),
-            (false, false) => Want::Contend,
+        let stance = match self.command.stop {
+            true => Stance::StandBy(EndReason::Stopped),
+            false => wanted.stance,
         };
         self.lock.set_acquire(&wanted.acquire);
         self.lock.set_payload(wanted.payload);
-        self.lock.want(want);
+        self.lock.set_record(wanted.record);
+        match stance {
+            Stance::Contend { leader, instead } => {
+                self.lock.set_leader(leader, instead);
+                self.lock.want(Want::Contend);
+            }
+            Stance::StandBy(reason) => self.lock.want(Want::Stand(reason)),
+        }
     }
 
     fn due(&self) -> Option<Instant> {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Recorded, SeenHolder,
+    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Record, Recorded, SeenHolder,
     retry::Backoff,
     shared::{Answers, Shared},
     watch::{Feed, Sighting},
@@ -18,17 +18,20 @@ use super::{
 use crate::{
     clock::Instant,
     consul::{Class, Consul, KvPair, Operation, Refusal, SessionInfo, Txn, TxnOp},
+    election::Leader,
     lock::{
         EndReason, LOCK_FLAGS,
         key::{self, Effect, Event, Expect, KeyState, Lock, Seen, Settings, State, Tenure, Want},
         session::Loss,
     },
-    names::{Key, SessionId},
+    names::{FencingToken, Key, SessionId},
 };
 
 mod calls;
 
-use calls::{Answer, acquire, holders_session, pending_or, read, transact, written_index};
+use calls::{
+    Answer, acquire, holders_session, pending_or, read, transact, value_of, written_index,
+};
 
 /// How many ended tenures are remembered.
 const REMEMBERED: usize = 10;
@@ -38,6 +41,17 @@ pub(super) struct LockKeeper<C> {
     answers: Answers,
     key: Key,
     payload: Payload,
+    /// The pod that the next tenure is to be for.
+    leader: Option<Arc<Leader>>,
+    /// Why a tenure for another gives way.
+    instead: EndReason,
+    /// The pod that the present tenure, or the attempt at one, is for.
+    tenant: Option<Arc<Leader>>,
+    record: Option<Record>,
+    /// What the record said when the present tenure began.
+    recorded: Option<Arc<[u8]>>,
+    /// The tenure that ended last.
+    last: Option<FencingToken>,
     machine: Lock,
     feed: Feed,
     session: Option<SessionId>,
@@ -56,6 +70,7 @@ pub(super) struct LockKeeper<C> {
     backoff: Backoff,
     call: Option<BoxFuture<'static, Answer>>,
     holder_call: Option<BoxFuture<'static, Option<SessionInfo>>>,
+    record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
 }
 
 /// The value of a held key: JSON, for other readers.
@@ -63,6 +78,8 @@ pub(super) struct LockKeeper<C> {
 struct Value<'a> {
     holder: &'a str,
     cluster: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
     since: String,
     value: &'a str,
 }
@@ -71,6 +88,7 @@ struct Value<'a> {
 pub(super) struct LockSettings {
     pub(super) key: Key,
     pub(super) payload: Payload,
+    pub(super) leader: Option<Arc<Leader>>,
     pub(super) acquire: AcquireSettings,
 }
 
@@ -96,15 +114,17 @@ impl<C: Consul> LockKeeper<C> {
         let now = shared.clock.now();
         let acquire = Settings::from(&settings.acquire);
         let mut since = shared.clock.wall();
+        let mut tenant = settings.leader.clone();
         let machine = match recorded {
             None => Lock::contending(acquire, now),
             Some(recorded) => {
-                let tenure = recorded.tenure.map(|(token, began)| {
+                let tenure = recorded.tenure.as_ref().map(|recorded| {
                     // The wall clock is the only witness of how long the tenure has lasted; it
                     // counts towards `maxHold` alone, which is no matter of safety.
-                    let lasted = since.duration_since(began).unsigned_abs();
-                    since = began;
-                    Tenure { token, since: now - lasted }
+                    let lasted = since.duration_since(recorded.since).unsigned_abs();
+                    since = recorded.since;
+                    tenant.clone_from(&recorded.leader);
+                    Tenure { token: recorded.token, since: now - lasted }
                 });
                 Lock::adopting(acquire, tenure)
             }
@@ -114,6 +134,12 @@ impl<C: Consul> LockKeeper<C> {
             answers,
             key: settings.key,
             payload: settings.payload,
+            leader: settings.leader,
+            instead: EndReason::Preempted,
+            tenant,
+            record: None,
+            recorded: None,
+            last: None,
             machine,
             feed,
             session: recorded.map(|recorded| recorded.session.clone()),
@@ -128,6 +154,7 @@ impl<C: Consul> LockKeeper<C> {
             backoff: Backoff::default(),
             call: None,
             holder_call: None,
+            record_call: None,
         };
         keeper.value = keeper.render_value();
         keeper
@@ -149,6 +176,7 @@ impl<C: Consul> LockKeeper<C> {
                 | State::Acquiring(_)
                 | State::Unclear(_)
                 | State::Held { .. }
+                | State::HandingOver { .. }
                 | State::Releasing(_)
         )
     }
@@ -172,6 +200,40 @@ impl<C: Consul> LockKeeper<C> {
             self.payload = payload;
             self.value = self.render_value();
             self.on(Event::ValueChanged);
+        }
+    }
+
+    /// The pod that a tenure is to be for, and why one for another gives way.
+    pub(super) fn set_leader(&mut self, leader: Option<Arc<Leader>>, instead: EndReason) {
+        self.leader = leader;
+        self.instead = instead;
+        self.hand_over_if_due();
+    }
+
+    /// The key beside ours, and what is to be written into it.
+    pub(super) fn set_record(&mut self, record: Option<Record>) {
+        let key = |record: &Option<Record>| record.as_ref().map(|record| record.key.clone());
+        let is_another = key(&record) != key(&self.record);
+        self.record = record;
+        if is_another {
+            self.read_record();
+        }
+    }
+
+    /// Reads the record anew, if there is a tenure and it is wanted.
+    fn read_record(&mut self) {
+        self.recorded = None;
+        let held = matches!(self.state(), State::Held { .. });
+        self.record_call = self.record.as_ref().filter(|_| held).map(|record| {
+            let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
+            value_of(shared, answers, record.key.clone()).boxed()
+        });
+    }
+
+    /// A tenure for somebody else than the leader gives way.
+    fn hand_over_if_due(&mut self) {
+        if matches!(self.state(), State::Held { .. }) && self.tenant != self.leader {
+            self.on(Event::HandOver(self.instead));
         }
     }
 
@@ -211,6 +273,11 @@ impl<C: Consul> LockKeeper<C> {
                 self.look_again();
                 None
             }
+            record = pending_or(&mut self.record_call) => {
+                self.record_call = None;
+                self.recorded = Some(record);
+                None
+            }
             info = pending_or(&mut self.holder_call) => {
                 self.holder_call = None;
                 self.learn_holder(info);
@@ -242,7 +309,14 @@ impl<C: Consul> LockKeeper<C> {
                 None => LockView::Waiting,
             },
             State::Unclear(_) => LockView::Waiting,
-            State::Held { tenure, .. } => LockView::Held { token: tenure.token, since: self.since },
+            State::Held { tenure, .. } => LockView::Held {
+                token: tenure.token,
+                since: self.since,
+                began: tenure.since,
+                leader: self.tenant.clone(),
+                record: self.recorded.clone(),
+            },
+            State::HandingOver { reason, since } => LockView::HandingOver { reason, since },
             State::Releasing(reason) => LockView::Releasing { reason },
             State::Standby => LockView::Standby,
             State::Failed(reason) => LockView::Failed { reason },
@@ -354,15 +428,13 @@ impl<C: Consul> LockKeeper<C> {
                 Some(index) => Event::Rewritten(index),
                 None => Event::RewriteRefused,
             }),
-            Answer::BegunAnew(txn) => match written_index(&txn) {
-                Some(index) => self.on(Event::Locked(index)),
-                None => self.on(Event::Released(None)),
-            },
-            Answer::Released(txn) => self.on(match &txn {
-                Txn::RolledBack(refusals) if refusals.iter().all(|refusal| refusal.op == 0) => {
-                    Event::ReleaseRefused
-                }
-                _ => Event::Released(written_index(&txn)),
+            Answer::BegunAnew(txn) => self.on(match written_index(&txn) {
+                Some(index) => Event::Locked(index),
+                None => refused(&txn),
+            }),
+            Answer::Released(txn) => self.on(match written_index(&txn) {
+                Some(index) => Event::Released(Some(index)),
+                None => refused(&txn),
             }),
         }
         None
@@ -418,6 +490,7 @@ impl<C: Consul> LockKeeper<C> {
         if let Some(effect) = effect {
             self.perform(effect);
         }
+        self.hand_over_if_due();
         let hopeless = matches!(
             self.machine.seen().map(|seen| &seen.key),
             Some(KeyState::Other(_) | KeyState::Conflict)
@@ -470,6 +543,9 @@ impl<C: Consul> LockKeeper<C> {
             self.holder = None;
             self.holders_delay = self.sessions_delay;
         }
+        if token(after) != token(before) {
+            self.read_record();
+        }
         match (before, after) {
             (_, State::Waiting(waiting)) => self.contending_since = waiting.since,
             (State::Held { .. }, State::Held { .. }) => {}
@@ -487,16 +563,30 @@ impl<C: Consul> LockKeeper<C> {
         if !reason.is_clean() {
             self.shared.metrics.lost(reason.as_str());
         }
+        self.last = Some(tenure.token);
         let ended = Arc::make_mut(&mut self.ended);
         if ended.len() == REMEMBERED {
             ended.remove(0);
         }
         ended.push(EndedTenure {
             token: tenure.token,
+            pod: self.tenant.as_ref().map(|tenant| Arc::clone(&tenant.pod)),
             from: self.since,
             to: self.shared.clock.wall(),
             reason,
         });
+    }
+
+    /// What the tenure that is being given up has to say. Whoever is not the holder any more is
+    /// refused as a whole: the key is given up in the same transaction.
+    fn last_words(&self) -> Option<TxnOp> {
+        let record = self.record.as_ref()?;
+        let (token, value) = record.at_end.as_ref()?;
+        (self.last == Some(*token)).then(|| TxnOp::Set {
+            key: record.key.clone(),
+            value: value.clone(),
+            flags: 0,
+        })
     }
 
     fn since_as_written(&self) -> String {
@@ -507,21 +597,23 @@ impl<C: Consul> LockKeeper<C> {
         let value = Value {
             holder: &self.payload.holder,
             cluster: &self.payload.cluster,
+            pod: self.tenant.as_ref().map(|tenant| &*tenant.pod),
             since: self.since_as_written(),
             value: &self.payload.value,
         };
-        serde_json::to_vec(&value).expect("four strings are JSON")
+        serde_json::to_vec(&value).expect("a few strings are JSON")
     }
 
     fn perform(&mut self, effect: Effect) {
         let Some(session) = self.session.clone() else { return };
         let begins = match effect {
             Effect::LockKey(_) => true,
-            Effect::BeginAnew => !is_adopting(self.state()),
+            Effect::BeginAnew { .. } => !is_adopting(self.state()),
             _ => false,
         };
         if begins {
             self.since = self.shared.clock.wall();
+            self.tenant = self.leader.clone();
             self.value = self.render_value();
         }
         let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
@@ -553,14 +645,27 @@ impl<C: Consul> LockKeeper<C> {
                 let check = TxnOp::CheckSession { key, session: session.clone() };
                 transact(shared, answers, vec![check, lock], Answer::Rewritten).boxed()
             }
-            Effect::BeginAnew => {
-                transact(shared, answers, vec![unlock, lock], Answer::BegunAnew).boxed()
+            Effect::BeginAnew { index } => {
+                let check = TxnOp::CheckIndex { key, index };
+                let steps = [check].into_iter().chain(self.last_words()).chain([unlock, lock]);
+                transact(shared, answers, steps.collect(), Answer::BegunAnew).boxed()
             }
             Effect::ReleaseKey { index } => {
                 let check = TxnOp::CheckIndex { key, index };
-                transact(shared, answers, vec![check, unlock], Answer::Released).boxed()
+                let steps = [check].into_iter().chain(self.last_words()).chain([unlock]);
+                transact(shared, answers, steps.collect(), Answer::Released).boxed()
             }
         });
+    }
+}
+
+/// What it means that a transaction whose first step checks the key's index came to nothing.
+fn refused(txn: &Txn) -> Event {
+    match txn {
+        Txn::RolledBack(refusals) if refusals.iter().all(|refusal| refusal.op == 0) => {
+            Event::ReleaseRefused
+        }
+        _ => Event::Released(None),
     }
 }
 

@@ -9,7 +9,7 @@
 //! A key is written only as it was last seen: an acquisition, a rewrite or a release that arrives
 //! late finds another index or holder, and changes nothing.
 //! Dropping [`Keepers`] ends every task and releases nothing: whoever leads next adopts the
-//! sessions.
+//! sessions. A [`Vigil`] renews them until then.
 //! # Not guaranteed
 //! A *destroy* that arrives late cannot be guarded so: should an earlier process have sent one for
 //! a session that this one has adopted, the lock-delay is the margin.
@@ -30,6 +30,8 @@ use tokio::{
 use crate::{
     clock::{Clock, Instant},
     consul::{Behavior, Consul},
+    election::Leader,
+    lock::EndReason,
     names::{FencingToken, Key, NodeName, SessionId, SessionName},
     telemetry::Metrics,
 };
@@ -44,14 +46,16 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vigil;
 mod watch;
 #[cfg(test)]
-mod wire;
+pub(crate) mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
 pub use shared::Jitter;
 use shared::{Shared, lock};
 pub use view::*;
+pub use vigil::{Bequest, LIMIT, Vigil};
 use watch::Watches;
 
 /// Whose keepers: the claim's UID, so that a claim recreated under its old name gets new ones.
@@ -72,10 +76,44 @@ pub struct Wanted {
     /// Written into the key, for other readers. A change while a tenure lasts is written at once
     /// and does not change the token.
     pub payload: Payload,
-    /// `true`: give the key up cleanly, end the session, go on observing the key.
-    pub paused: bool,
+    /// Whether the key is wanted, and for whom.
+    pub stance: Stance,
+    /// A key beside it, that only holders write.
+    pub record: Option<Record>,
     /// Another number makes a claim that failed contend again.
     pub attempt: i64,
+}
+
+/// A key beside the lock's, that only holders of the lock write. It is read consistently when a
+/// tenure begins, and shown in [`LockView::Held`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The key.
+    pub key: Key,
+    /// What the tenure of this token, when it is given up, writes into it: in the same transaction,
+    /// so by the holder or not at all.
+    pub at_end: Option<(FencingToken, Vec<u8>)>,
+}
+
+/// Whether a claim wants its key, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// Hold it.
+    Contend {
+        /// The pod that the tenure is for; `None`: the claim itself. A tenure for another gives way
+        /// to one for this, in one commit with nobody between, and with a token of its own.
+        leader: Option<Arc<Leader>>,
+        /// Why a tenure for another gives way.
+        instead: EndReason,
+    },
+    /// For this reason: give it up cleanly, end the session, go on observing the key.
+    StandBy(EndReason),
+}
+
+impl Stance {
+    /// Holding the key for the claim itself.
+    pub const FOR_ITSELF: Stance =
+        Stance::Contend { leader: None, instead: EndReason::PodUnmatched };
 }
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
@@ -102,8 +140,8 @@ pub struct AcquireSettings {
     pub max_hold: Option<Duration>,
 }
 
-/// The JSON object in a held key: `{"holder", "cluster", "since", "value"}`. `since` is filled in
-/// by the keeper.
+/// The JSON object in a held key: `{"holder", "cluster", "pod", "since", "value"}`. `since`, and
+/// `pod` of a tenure for one, are filled in by the keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     /// `<namespace>/<name>` of the claim.
@@ -119,8 +157,19 @@ pub struct Payload {
 pub struct Recorded {
     /// The claim's session.
     pub session: SessionId,
-    /// The tenure under it, if one was recorded: its token and beginning.
-    pub tenure: Option<(FencingToken, Timestamp)>,
+    /// The tenure under it, if one was recorded.
+    pub tenure: Option<RecordedTenure>,
+}
+
+/// A tenure as an earlier controller recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedTenure {
+    /// Its token.
+    pub token: FencingToken,
+    /// When it began.
+    pub since: Timestamp,
+    /// The pod that it is for; `None`: the claim itself.
+    pub leader: Option<Arc<Leader>>,
 }
 
 /// How far the keepers of one claim have come with stopping.
@@ -224,6 +273,21 @@ impl<C: Consul> Keepers<C> {
     /// Forgets keepers that have stopped.
     pub fn forget(&self, id: &ClaimId) {
         lock(&self.claims).remove(id);
+    }
+
+    /// The sessions that should live on though these keepers end: those that are valid, and that
+    /// nobody has asked to give up.
+    pub fn bequests(&self) -> Vec<Bequest> {
+        let bequest = |claim: &Claim| {
+            let shown = lock(&claim.shown);
+            let view = &shown.view.session;
+            Some(Bequest {
+                session: view.id.clone().filter(|_| shown.stop == StopState::Running)?,
+                ttl: view.ttl,
+                valid_until: view.valid_until?,
+            })
+        };
+        lock(&self.claims).values().filter_map(bequest).collect()
     }
 
     /// The closest *valid until* of all sessions.

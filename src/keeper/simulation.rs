@@ -244,7 +244,9 @@ impl Contender {
         let recorded = view.session.id.clone().map(|session| Recorded {
             session,
             tenure: match view.lock {
-                LockView::Held { token, since } => Some((token, since)),
+                LockView::Held { token, since, leader, .. } => {
+                    Some(RecordedTenure { token, since, leader })
+                }
                 _ => None,
             },
         });
@@ -264,7 +266,11 @@ impl Contender {
     }
 
     fn pause(&mut self, paused: bool) {
-        self.wanted.paused = paused;
+        self.take(if paused { Stance::StandBy(EndReason::Paused) } else { contend(0) });
+    }
+
+    fn take(&mut self, stance: Stance) {
+        self.wanted.stance = stance;
         self.commands.send_replace(Command { wanted: self.wanted.clone(), stop: false });
     }
 
@@ -284,6 +290,14 @@ struct Outcome {
     disagrees: bool,
     held_in_the_end: bool,
     tenures: usize,
+}
+
+/// Contending for one of several leaders.
+fn contend(leader: u32) -> Stance {
+    let name: Arc<str> = format!("pod-{leader}").into();
+    let (pod, uid, why) = (Arc::clone(&name), name, "".into());
+    let leader = Leader { pod, uid, node: None, containers: Vec::new(), why };
+    Stance::Contend { leader: Some(Arc::new(leader)), instead: EndReason::PodDied }
 }
 
 fn wanted(who: usize, random: &Random) -> Wanted {
@@ -308,7 +322,8 @@ fn wanted(who: usize, random: &Random) -> Wanted {
             cluster: "sim".to_owned(),
             value: String::new(),
         },
-        paused: false,
+        stance: contend(0),
+        record: None,
         attempt: 1,
     }
 }
@@ -433,7 +448,7 @@ fn strike(
     world: &Arc<Mutex<World>>,
 ) {
     let contender = &mut contenders[victim];
-    let kind = lock(random).random_range(0..10);
+    let kind = lock(random).random_range(0..11);
     match kind {
         0 | 1 => {
             let until = clock.now() + span(random, 500..40_000);
@@ -462,9 +477,13 @@ fn strike(
         }
         7 => contender.freeze(),
         8 => contender.thaw(),
+        9 => {
+            let leader = lock(random).random_range(0..3);
+            contender.take(contend(leader));
+        }
         _ => {
-            let paused = !contender.wanted.paused;
-            contender.pause(paused);
+            let paused = matches!(contender.wanted.stance, Stance::StandBy(_));
+            contender.pause(!paused);
         }
     }
 }

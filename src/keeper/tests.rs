@@ -19,7 +19,10 @@ use crate::{
 };
 
 mod faults;
+mod handing_over;
 mod holding;
+mod records;
+mod vigil;
 mod waiting;
 
 const S: Duration = Duration::from_secs(1);
@@ -244,6 +247,14 @@ fn key() -> Key {
     Key::new(KEY).unwrap()
 }
 
+/// Contending for a pod; a tenure for another gives way because that died.
+fn for_pod(name: &str) -> Stance {
+    let pod: Arc<str> = name.into();
+    let leader =
+        Leader { uid: Arc::clone(&pod), pod, node: None, containers: Vec::new(), why: "".into() };
+    Stance::Contend { leader: Some(Arc::new(leader)), instead: EndReason::PodDied }
+}
+
 fn wanted(name: &str) -> Wanted {
     Wanted {
         key: key(),
@@ -263,7 +274,8 @@ fn wanted(name: &str) -> Wanted {
             cluster: "lab".to_owned(),
             value: String::new(),
         },
-        paused: false,
+        stance: Stance::FOR_ITSELF,
+        record: None,
         attempt: 1,
     }
 }
@@ -339,8 +351,9 @@ impl Contender {
     /// What a status would have recorded.
     fn recorded(&self) -> Recorded {
         let view = self.view();
-        let LockView::Held { token, since } = view.lock else { panic!("{view:#?}") };
-        Recorded { session: view.session.id.unwrap(), tenure: Some((token, since)) }
+        let LockView::Held { token, since, leader, .. } = view.lock else { panic!("{view:#?}") };
+        let tenure = Some(RecordedTenure { token, since, leader });
+        Recorded { session: view.session.id.unwrap(), tenure }
     }
 
     /// Contends, and has it within a moment.

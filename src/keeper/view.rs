@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use crate::{
     clock::Instant,
     consul::{Class, ConsulError, Operation},
+    election::Leader,
     lock::{EndReason, FailReason},
     names::{FencingToken, NodeName, SessionId},
 };
@@ -75,13 +76,27 @@ pub enum LockView {
         token: FencingToken,
         /// When Consul confirmed it (of an adopted tenure: as recorded).
         since: Timestamp,
+        /// The same on our own clock.
+        began: Instant,
+        /// The pod that it is for; `None`: the claim itself.
+        leader: Option<Arc<Leader>>,
+        /// What the record beside the key says, empty if there is none; `None`: it was not read yet,
+        /// or is not wanted.
+        record: Option<Arc<[u8]>>,
+    },
+    /// One tenure of ours was ended, and another is being begun, with nobody between.
+    HandingOver {
+        /// Why the last one ended.
+        reason: EndReason,
+        /// When.
+        since: Instant,
     },
     /// The key is being given up.
     Releasing {
         /// Why.
         reason: EndReason,
     },
-    /// Paused: the key was given up and is not wanted.
+    /// The key was given up and is not wanted.
     Standby,
     /// Gave up contending, and will not try again before its settings change.
     Failed {
@@ -141,6 +156,8 @@ impl From<ConsulError> for Trouble {
 pub struct EndedTenure {
     /// Its token.
     pub token: FencingToken,
+    /// The pod that it was for; `None`: the claim itself.
+    pub pod: Option<Arc<str>>,
     /// When it began.
     pub from: Timestamp,
     /// When it ended.

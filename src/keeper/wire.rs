@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Carries calls, or does not.
-pub(super) trait Wire: Clone + Send + Sync + 'static {
+pub(crate) trait Wire: Clone + Send + Sync + 'static {
     /// Carries one call: `work` is Consul's part of it.
     fn call<T: Send>(
         &self,
@@ -31,8 +31,17 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
     /// Where writes are under way.
     fn underway(&self) -> &Underway;
 
-    /// Carries a write, which goes on when its sender has given up, as it does in life.
+    /// Sends a write, and waits for its answer.
     fn send<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        work: impl Future<Output = Result<T, ConsulError>> + Send + 'static,
+    ) -> impl Future<Output = Result<T, ConsulError>> + Send {
+        self.carry(operation, work)
+    }
+
+    /// Carries a write, which goes on when its sender has given up, as it does in life.
+    fn carry<T: Send + 'static>(
         &self,
         operation: Operation,
         work: impl Future<Output = Result<T, ConsulError>> + Send + 'static,
@@ -67,13 +76,13 @@ pub(super) trait Wire: Clone + Send + Sync + 'static {
 
 /// Writes that are under way.
 #[derive(Clone, Default)]
-pub(super) struct Underway(Arc<Mutex<JoinSet<()>>>);
+pub(crate) struct Underway(Arc<Mutex<JoinSet<()>>>);
 
 /// A Consul at the end of a wire.
 #[derive(Clone)]
-pub(super) struct Wired<W> {
-    pub(super) consul: FakeConsul,
-    pub(super) wire: W,
+pub(crate) struct Wired<W> {
+    pub(crate) consul: FakeConsul,
+    pub(crate) wire: W,
 }
 
 impl<W: Wire> Consul for Wired<W> {

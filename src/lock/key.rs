@@ -5,7 +5,9 @@
 //! Adopting ----------------.
 //!    |                     v
 //! Waiting -> Acquiring -> Held -> Releasing -> Waiting | Standby
-//!    ^  |       |
+//!    ^  |       |         ^  |
+//!    |  |       |         |  '-> HandingOver (another tenure of ours, with nobody between)
+//!    |  |       |         '----------'
 //!    |  |       '-> Unclear (refused, or its fate is open: read, then decide)
 //!    |  '-> Failed
 //! Standby
@@ -194,7 +196,7 @@ impl Lock {
             // What an earlier process left: nothing is decided before Consul was asked.
             (S::Adopting(tenure), E::SessionUp) => Ok((S::Adopting(tenure), Some(Effect::ReadKey))),
             (S::Adopting(tenure), E::Read { seen, session_alive }) => {
-                Ok(self.adopt(tenure, &seen.key, session_alive, now))
+                Ok(self.adopt(tenure, &seen, session_alive, now))
             }
             (S::Adopting(_), E::SessionLost(Loss::Expired)) => Ok(self.release(EndReason::Expired)),
             (S::Adopting(_), E::SessionLost(Loss::Invalidated)) => {
@@ -202,7 +204,7 @@ impl Lock {
             }
             (
                 S::Adopting(tenure),
-                E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::Retry | E::Tick,
+                E::Wanted(_) | E::HandOver(_) | E::Seen(_) | E::ValueChanged | E::Retry | E::Tick,
             ) => Ok((S::Adopting(tenure), None)),
             (S::Adopting(_), E::Superseded) => Ok((S::Adopting(None), None)),
             // The read said the key is ours. It was given up and retaken in one commit: a holding
@@ -210,6 +212,9 @@ impl Lock {
             (S::Adopting(None), E::Locked(index)) => Ok(self.locked(index, now)),
             (S::Adopting(Some(tenure)), E::Locked(_)) => Ok(self.hold(tenure)),
             (S::Adopting(_), E::Released(_)) => Ok((self.contend_or_stand(now), None)),
+            (S::Adopting(tenure), E::ReleaseRefused) => {
+                Ok((S::Adopting(tenure), Some(Effect::ReadKey)))
+            }
 
             (S::Standby, E::Wanted(Want::Contend)) => {
                 Ok((S::Waiting(Waiting::from(now, now)), None))
@@ -217,7 +222,8 @@ impl Lock {
             (S::Standby, E::Wanted(Want::Stand(_))) => Ok((S::Standby, None)),
             (
                 S::Standby,
-                E::SessionUp
+                E::HandOver(_)
+                | E::SessionUp
                 | E::SessionLost(_)
                 | E::Seen(_)
                 | E::ValueChanged
@@ -231,7 +237,11 @@ impl Lock {
             }
             (
                 S::Waiting(waiting),
-                E::SessionLost(_) | E::Wanted(Want::Contend) | E::ValueChanged | E::Retry,
+                E::SessionLost(_)
+                | E::Wanted(Want::Contend)
+                | E::HandOver(_)
+                | E::ValueChanged
+                | E::Retry,
             ) => Ok((S::Waiting(waiting), None)),
 
             (S::Acquiring(_) | S::Unclear(_), E::Locked(index)) => Ok(self.locked(index, now)),
@@ -264,7 +274,13 @@ impl Lock {
             (S::Unclear(waiting), E::RewriteRefused) => Ok(look(waiting)),
             (
                 state @ (S::Acquiring(_) | S::Unclear(_)),
-                E::Wanted(_) | E::Seen(_) | E::ValueChanged | E::SessionUp | E::Retry | E::Tick,
+                E::Wanted(_)
+                | E::HandOver(_)
+                | E::Seen(_)
+                | E::ValueChanged
+                | E::SessionUp
+                | E::Retry
+                | E::Tick,
             ) => Ok((state, None)),
 
             (S::Held { .. }, E::Wanted(Want::Stand(reason))) => Ok(self.release(reason)),
@@ -272,6 +288,7 @@ impl Lock {
             (S::Held { .. }, E::SessionLost(Loss::Invalidated)) => {
                 Ok((self.contend_or_stand(now), None))
             }
+            (S::Held { .. }, E::HandOver(reason)) => Ok(self.hand_over(reason, now)),
             (S::Held { tenure, .. }, E::Tick)
                 if self.settings.max_hold.is_some_and(|span| now >= tenure.since + span) =>
             {
@@ -310,6 +327,33 @@ impl Lock {
                 E::Wanted(Want::Contend) | E::SessionUp | E::Retry | E::Tick,
             ) => Ok((held, None)),
 
+            (S::HandingOver { .. }, E::Locked(index)) => Ok(self.locked(index, now)),
+            (handing @ S::HandingOver { .. }, E::ReleaseRefused) => {
+                Ok((handing, Some(Effect::ReadKey)))
+            }
+            (handing @ S::HandingOver { .. }, E::Read { seen, .. }) => Ok(match seen.key {
+                KeyState::Ours { .. } => (handing, Some(Effect::BeginAnew { index: seen.index })),
+                _ => (self.contend_or_stand(now), None),
+            }),
+            // It was not ours any more.
+            (S::HandingOver { .. }, E::Released(_) | E::SessionLost(Loss::Invalidated)) => {
+                Ok((self.contend_or_stand(now), None))
+            }
+            (S::HandingOver { .. }, E::SessionLost(Loss::Expired)) => {
+                Ok(self.release(EndReason::Expired))
+            }
+            (S::HandingOver { .. }, E::Wanted(Want::Stand(reason))) => Ok(self.release(reason)),
+            (
+                handing @ S::HandingOver { .. },
+                E::Wanted(Want::Contend)
+                | E::HandOver(_)
+                | E::Seen(_)
+                | E::ValueChanged
+                | E::SessionUp
+                | E::Retry
+                | E::Tick,
+            ) => Ok((handing, None)),
+
             (S::Releasing(reason), E::Released(_)) => Ok((self.released(reason, now), None)),
             (S::Releasing(reason), E::ReleaseRefused) => {
                 Ok((S::Releasing(reason), Some(Effect::ReadKey)))
@@ -326,6 +370,7 @@ impl Lock {
             (
                 releasing @ S::Releasing(_),
                 E::Wanted(_)
+                | E::HandOver(_)
                 | E::Seen(_)
                 | E::ValueChanged
                 | E::SessionUp
@@ -339,6 +384,7 @@ impl Lock {
             (
                 failed @ S::Failed(_),
                 E::Wanted(Want::Contend)
+                | E::HandOver(_)
                 | E::Seen(_)
                 | E::ValueChanged
                 | E::SessionUp
@@ -353,14 +399,14 @@ impl Lock {
     fn adopt(
         &self,
         tenure: Option<Tenure>,
-        key: &KeyState,
+        seen: &Seen,
         session_alive: bool,
         now: Instant,
     ) -> (State, Option<Effect>) {
-        match (key, self.want) {
+        match (&seen.key, self.want) {
             (KeyState::Ours { .. }, Want::Stand(reason)) if session_alive => self.release(reason),
             (KeyState::Ours { .. }, Want::Contend) if session_alive => {
-                (State::Adopting(tenure), Some(Effect::BeginAnew))
+                (State::Adopting(tenure), Some(Effect::BeginAnew { index: seen.index }))
             }
             _ => (self.contend_or_stand(now), None),
         }
@@ -376,6 +422,17 @@ impl Lock {
             // Not wanted any more by the time it came.
             Want::Stand(reason) => self.release(reason),
         }
+    }
+
+    /// Ends the present tenure for another one.
+    fn hand_over(&self, reason: EndReason, now: Instant) -> (State, Option<Effect>) {
+        let effect = match &self.seen {
+            Some(Seen { index, key: KeyState::Ours { .. }, .. }) => {
+                Effect::BeginAnew { index: *index }
+            }
+            _ => Effect::ReadKey,
+        };
+        (State::HandingOver { reason, since: now }, Some(effect))
     }
 
     /// Gives up whatever we may hold.
@@ -536,7 +593,7 @@ pub fn ended(before: State, event: &Event, after: State) -> Option<(Tenure, EndR
     let reason = match (after, event) {
         (State::Adopting(None), _) => EndReason::KeyTaken,
         (State::Held { .. } | State::Adopting(_), _) => return None,
-        (State::Releasing(reason), _) => reason,
+        (State::Releasing(reason) | State::HandingOver { reason, .. }, _) => reason,
         (_, Event::SessionLost(_) | Event::Read { session_alive: false, .. }) => {
             EndReason::SessionInvalidated
         }

@@ -29,6 +29,24 @@ pub enum EndReason {
     Stopped,
     /// `acquire.maxHold` passed.
     MaxHold,
+    /// No pod may be elected.
+    NoCandidate,
+    /// Another candidate ranks before the pod that the tenure was for (`candidates.preempt`).
+    Preempted,
+    /// The pod that the tenure was for has done its work, or failed at it (`gate`).
+    PodFinished,
+    /// What the pod was to do has been done elsewhere (`gate`).
+    AlreadyRan,
+    /// There is proof of death of the pod that the tenure was for.
+    PodDied,
+    /// The pod was deleted, and has ended.
+    PodDeleted,
+    /// The pod was out of reach for `candidates.unreachableAfter`.
+    PodUnreachable,
+    /// The pod was not ready for `candidates.unreadyAfter`.
+    PodUnready,
+    /// The pod does not match `candidates.selector` any more.
+    PodUnmatched,
     /// *Valid until* passed without a renewal.
     Expired,
     /// Consul ended the session.
@@ -41,10 +59,19 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 7] = [
+    pub const ALL: [EndReason; 16] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
+        EndReason::NoCandidate,
+        EndReason::Preempted,
+        EndReason::PodFinished,
+        EndReason::AlreadyRan,
+        EndReason::PodDied,
+        EndReason::PodDeleted,
+        EndReason::PodUnreachable,
+        EndReason::PodUnready,
+        EndReason::PodUnmatched,
         EndReason::Expired,
         EndReason::SessionInvalidated,
         EndReason::KeyDeleted,
@@ -57,6 +84,15 @@ impl EndReason {
             EndReason::Paused => "Paused",
             EndReason::Stopped => "Stopped",
             EndReason::MaxHold => "MaxHold",
+            EndReason::NoCandidate => "NoCandidate",
+            EndReason::Preempted => "Preempted",
+            EndReason::PodFinished => "PodFinished",
+            EndReason::AlreadyRan => "AlreadyRan",
+            EndReason::PodDied => "PodDied",
+            EndReason::PodDeleted => "PodDeleted",
+            EndReason::PodUnreachable => "PodUnreachable",
+            EndReason::PodUnready => "PodUnready",
+            EndReason::PodUnmatched => "PodUnmatched",
             EndReason::Expired => "Expired",
             EndReason::SessionInvalidated => "SessionInvalidated",
             EndReason::KeyDeleted => "KeyDeleted",
@@ -64,9 +100,20 @@ impl EndReason {
         }
     }
 
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<EndReason> {
+        EndReason::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// Whether the tenure was given up by its own side, in order.
     pub const fn is_clean(self) -> bool {
-        matches!(self, EndReason::Paused | EndReason::Stopped | EndReason::MaxHold)
+        !matches!(
+            self,
+            EndReason::Expired
+                | EndReason::SessionInvalidated
+                | EndReason::KeyDeleted
+                | EndReason::KeyTaken
+        )
     }
 }
 

@@ -48,18 +48,23 @@ impl Authority {
         &self.ca_file
     }
 
-    /// A certificate for servers on the loopback addresses, and under the given names.
+    /// A certificate for servers on the loopback and the given addresses, and under the given
+    /// names.
     ///
     /// # Errors
     /// It could not be made or written.
-    pub fn server(&self, name: &str, names: &[&str]) -> Result<CertFiles, BedError> {
+    pub fn server(
+        &self,
+        name: &str,
+        names: &[&str],
+        addresses: &[Ipv4Addr],
+    ) -> Result<CertFiles, BedError> {
         let names: Vec<String> = ["localhost"].iter().chain(names).map(|n| (*n).into()).collect();
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name);
-        for host in 1..=3 {
-            let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, host));
-            params.subject_alt_names.push(SanType::IpAddress(address));
-        }
+        let loopback = (1..=3).map(|host| Ipv4Addr::new(127, 0, 0, host));
+        let all = loopback.chain(addresses.iter().copied());
+        params.subject_alt_names.extend(all.map(|address| SanType::IpAddress(IpAddr::V4(address))));
         self.issue(name, params)
     }
 

@@ -43,6 +43,8 @@ pub struct ConsulConfig {
     /// Keep data on disk, so that [`Server::kill`] and [`Server::start_again`] lose nothing.
     /// Otherwise it is a `-dev` agent that forgets everything when it ends.
     pub persistent: bool,
+    /// Serve plain HTTP on these addresses as well, such as [`crate::Cluster::gateway`].
+    pub also_on: Vec<Ipv4Addr>,
     /// Anything else, merged over the agent's configuration at the top level.
     pub extra: Value,
 }
@@ -57,6 +59,7 @@ impl Default for ConsulConfig {
             tls: false,
             unix_socket: false,
             persistent: false,
+            also_on: Vec::new(),
             extra: Value::Null,
         }
     }
@@ -289,7 +292,7 @@ impl Tls {
     fn create(folder: &Path) -> Result<Tls, BedError> {
         let authority = Authority::create(folder, "consul-ca")?;
         Ok(Tls {
-            server: authority.server("consul-server", &[])?,
+            server: authority.server("consul-server", &[], &[])?,
             client: authority.client("consul-client", None)?,
             ca: authority.ca_file().to_owned(),
         })
@@ -309,10 +312,13 @@ fn agent_config(
     node: &str,
 ) -> Value {
     let ip = place.ip.to_string();
-    let http = match config.unix_socket {
-        true => format!("{ip} unix://{}", unix_socket(folder).display()),
-        false => ip.clone(),
-    };
+    let mut http = ip.clone();
+    for address in &config.also_on {
+        http.push_str(&format!(" {address}"));
+    }
+    if config.unix_socket {
+        http.push_str(&format!(" unix://{}", unix_socket(folder).display()));
+    }
     let https = tls.map_or(-1, |_| i32::from(place.https.number()));
     let mut file = json!({
         "node_name": node,

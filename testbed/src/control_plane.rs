@@ -1,7 +1,9 @@
 //! A Kubernetes control plane: etcd and the API server. No nodes, no controllers.
 
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -13,8 +15,8 @@ use crate::folder::Folder;
 use crate::http::request;
 use crate::ports::Port;
 use crate::process::{BedError, GRACE, Recipe, Server, with_free_ports};
+use crate::run::run;
 use crate::tools::Tool;
-use crate::wait::wait_for;
 
 /// How long etcd may take on a busy machine.
 const ETCD_ALLOWED: Duration = Duration::from_secs(60);
@@ -22,15 +24,32 @@ const ETCD_ALLOWED: Duration = Duration::from_secs(60);
 /// How long the API server may take on a busy machine; alone it takes four seconds.
 const APISERVER_ALLOWED: Duration = Duration::from_secs(120);
 
-/// The first address of the service range, which the API server's certificate must name.
-const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// How long one question of ours to it may take.
+const ANSWER_ALLOWED: Duration = Duration::from_secs(15);
+
+/// Where a control plane lives.
+pub(crate) struct Setting {
+    /// Where its servers listen.
+    pub(crate) address: Ipv4Addr,
+    /// What for: the API server, etcd's clients, etcd's peers.
+    pub(crate) ports: [u16; 3],
+    /// The words that enter its network namespace, if it has one.
+    pub(crate) enter: Vec<OsString>,
+    /// The addresses of its Services.
+    pub(crate) service_range: String,
+    /// The first of them, by which pods reach the API server.
+    pub(crate) first_service: Ipv4Addr,
+}
+/// The addresses of Services, of both families; a Service has the first alone unless it asks for
+/// more.
+const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:10:96::/112";
 
 /// A running control plane. Dropping it ends it.
 pub struct ControlPlane {
     apiserver: Server, // first: it ends before its etcd, and both before their folder
     etcd: Server,
-    port: Port,
-    _etcd_ports: [Port; 2],
+    address: SocketAddr,
+    _reserved: Vec<Port>,
     authority: Authority,
     kubeconfig: PathBuf,
     folder: Folder,
@@ -43,7 +62,18 @@ impl ControlPlane {
     /// It did not come up; with the end of the log of what failed.
     pub fn start() -> Result<ControlPlane, BedError> {
         Tool::Kubectl.path()?; // together with the servers, rather than while they wait
-        with_free_ports(ControlPlane::start_once)
+        with_free_ports(|| {
+            let ports = Port::reserve_many::<3>()?;
+            let setting = Setting {
+                address: Ipv4Addr::LOCALHOST,
+                ports: ports.each_ref().map(Port::number),
+                enter: Vec::new(),
+                service_range: SERVICE_RANGE.to_owned(),
+                first_service: Ipv4Addr::new(10, 96, 0, 1),
+            };
+            let started = ControlPlane::start_in(&setting)?;
+            Ok(ControlPlane { _reserved: ports.into(), ..started })
+        })
     }
 
     /// One for all tests of this process that leave it running and keep to namespaces of their
@@ -56,23 +86,22 @@ impl ControlPlane {
         SHARED.get_or_init(|| ControlPlane::start().unwrap_or_else(|error| panic!("{error}")))
     }
 
-    fn start_once() -> Result<ControlPlane, BedError> {
+    /// Starts one elsewhere than on random ports of the loopback address.
+    pub(crate) fn start_in(setting: &Setting) -> Result<ControlPlane, BedError> {
         let folder = Folder::new("kubernetes")?;
-        let etcd_ports = Port::reserve_many()?;
-        let port = Port::reserve()?;
-        let etcd = start_etcd(&folder, &etcd_ports)?;
-
+        let address = SocketAddr::from((setting.address, setting.ports[0]));
+        let etcd = start_etcd(&folder, setting)?;
         let authority = Authority::create(folder.path(), "kubernetes-ca")?;
         let admin = authority.client("admin", Some("system:masters"))?;
-        let kubeconfig = write_kubeconfig(&folder, port.number(), &authority, "admin", &admin)?;
-        let recipe = apiserver_recipe(&folder, &port, &etcd_ports[0], &authority)?;
+        let kubeconfig = write_kubeconfig(&folder, address, &authority, "admin", &admin)?;
+        let recipe = apiserver_recipe(&folder, setting, &authority)?;
         let probe_config = kubeconfig.clone();
         let apiserver = Server::start(recipe, move || apiserver_ready(&probe_config))?;
         Ok(ControlPlane {
             apiserver,
             etcd,
-            port,
-            _etcd_ports: etcd_ports,
+            address,
+            _reserved: Vec::new(),
             authority,
             kubeconfig,
             folder,
@@ -92,7 +121,7 @@ impl ControlPlane {
     /// It could not be made or written.
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<PathBuf, BedError> {
         let client = self.authority.client(user, group)?;
-        write_kubeconfig(&self.folder, self.port.number(), &self.authority, user, &client)
+        write_kubeconfig(&self.folder, self.address, &self.authority, user, &client)
     }
 
     /// A kubeconfig file like [`ControlPlane::kubeconfig`] that goes to another address on
@@ -103,13 +132,24 @@ impl ControlPlane {
     pub fn kubeconfig_through(&self, port: u16) -> Result<PathBuf, BedError> {
         let client = self.authority.client("admin", Some("system:masters"))?;
         let name = format!("admin-through-{port}");
-        write_kubeconfig(&self.folder, port, &self.authority, &name, &client)
+        let proxy = (Ipv4Addr::LOCALHOST, port).into();
+        write_kubeconfig(&self.folder, proxy, &self.authority, &name, &client)
     }
 
     /// Where the API server listens.
     #[must_use]
-    pub fn address(&self) -> std::net::SocketAddr {
-        (std::net::Ipv4Addr::LOCALHOST, self.port.number()).into()
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Who signs for it.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The key that service accounts' tokens are signed with.
+    pub(crate) fn account_key(&self) -> PathBuf {
+        account_key(&self.folder)
     }
 
     /// `kubectl` as the administrator.
@@ -136,9 +176,9 @@ impl ControlPlane {
     }
 }
 
-fn start_etcd(folder: &Folder, [client, peer]: &[Port; 2]) -> Result<Server, BedError> {
-    let client_url = format!("http://127.0.0.1:{}", client.number());
-    let peer_url = format!("http://127.0.0.1:{}", peer.number());
+fn start_etcd(folder: &Folder, setting: &Setting) -> Result<Server, BedError> {
+    let [_, client, peer] = setting.ports.map(|port| SocketAddr::from((setting.address, port)));
+    let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
     let data = folder.path().join("etcd");
     let recipe = Recipe {
         name: "etcd".to_owned(),
@@ -161,43 +201,54 @@ fn start_etcd(folder: &Folder, [client, peer]: &[Port; 2]) -> Result<Server, Bed
         allowed: ETCD_ALLOWED,
         grace: GRACE,
     };
-    let address = ([127, 0, 0, 1], client.number()).into();
-    Server::start(recipe, move || {
+    Server::start(recipe.entering(&setting.enter), move || {
         let reply =
-            request(address, "GET", "/health", &[], b"").map_err(|error| error.to_string())?;
+            request(client, "GET", "/health", &[], b"").map_err(|error| error.to_string())?;
         if reply.ok() { Ok(()) } else { Err(reply.text()) }
     })
 }
 
+fn account_key(folder: &Folder) -> PathBuf {
+    folder.path().join("service-accounts.key")
+}
+
 fn apiserver_recipe(
     folder: &Folder,
-    port: &Port,
-    etcd: &Port,
+    setting: &Setting,
     authority: &Authority,
 ) -> Result<Recipe, BedError> {
-    let server = authority.server("apiserver", &["kubernetes.default.svc"])?;
+    let address = setting.address;
+    let addresses = [address, setting.first_service];
+    let server = authority.server("apiserver", &["kubernetes.default.svc"], &addresses)?;
+    let kubelet_client = authority.client("kube-apiserver", Some("system:masters"))?;
     let accounts = KeyPair::generate()?;
-    let signing = folder.write("service-accounts.key", accounts.serialize_pem())?;
+    std::fs::write(account_key(folder), accounts.serialize_pem())?;
     let verifying = folder.write("service-accounts.pub", accounts.public_key_pem())?;
     let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
     let args = [
-        format!("--etcd-servers=http://127.0.0.1:{}", etcd.number()),
-        "--bind-address=127.0.0.1".to_owned(),
-        format!("--secure-port={}", port.number()),
-        // Nobody reaches it by the Service `kubernetes`, whose endpoints may not be loopback.
-        "--advertise-address=127.0.0.1".to_owned(),
-        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--etcd-servers=http://{address}:{}", setting.ports[1]),
+        format!("--bind-address={address}"),
+        format!("--secure-port={}", setting.ports[0]),
+        format!("--advertise-address={address}"),
+        // The Service `kubernetes` is for pods, and its endpoints may not be loopback.
+        format!(
+            "--endpoint-reconciler-type={}",
+            if address.is_loopback() { "none" } else { "lease" }
+        ),
         flag("tls-cert-file", &server.cert),
         flag("tls-private-key-file", &server.key),
         flag("client-ca-file", authority.ca_file()),
         flag("service-account-key-file", &verifying),
-        flag("service-account-signing-key-file", &signing),
+        flag("service-account-signing-key-file", &account_key(folder)),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+        format!("--service-cluster-ip-range={}", setting.service_range),
+        flag("kubelet-client-certificate", &kubelet_client.cert),
+        flag("kubelet-client-key", &kubelet_client.key),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--allow-privileged=true".to_owned(),
     ];
-    Ok(Recipe {
+    let recipe = Recipe {
         name: "kube-apiserver".to_owned(),
         program: Tool::KubeApiserver.path()?,
         args: args.map(Into::into).to_vec(),
@@ -205,7 +256,8 @@ fn apiserver_recipe(
         env: Vec::new(),
         allowed: APISERVER_ALLOWED,
         grace: GRACE,
-    })
+    };
+    Ok(recipe.entering(&setting.enter))
 }
 
 /// Ready means: all its own checks pass, and the first namespaces are there (they are made by a
@@ -214,29 +266,11 @@ fn apiserver_ready(kubeconfig: &Path) -> Result<(), String> {
     let ask = |args: &[&str]| {
         let mut command =
             kubectl(kubeconfig, args.iter().copied()).map_err(|error| error.to_string())?;
-        run_quietly(command.arg("--request-timeout=5s"))
+        let answer = run(command.arg("--request-timeout=5s"), ANSWER_ALLOWED);
+        answer.map(drop).map_err(|error| error.to_string())
     };
     ask(&["get", "--raw", "/readyz"])?;
     ask(&["get", "namespaces", "default", "kube-system", "-o", "name"])
-}
-
-fn run_quietly(command: &mut Command) -> Result<(), String> {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = child.map_err(|error| error.to_string())?;
-    let ended = wait_for("kubectl", Duration::from_secs(15), || child.try_wait().transpose());
-    match ended {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(_) => {
-            let output = child.wait_with_output().map_err(|error| error.to_string())?;
-            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-        }
-        Err(late) => {
-            // It may end by itself right now; then there is nothing to kill.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(late.to_string())
-        }
-    }
 }
 
 fn kubectl<'a>(
@@ -252,7 +286,7 @@ fn kubectl<'a>(
 
 fn write_kubeconfig(
     folder: &Folder,
-    port: u16,
+    address: SocketAddr,
     authority: &Authority,
     user: &str,
     client: &CertFiles,
@@ -261,7 +295,7 @@ fn write_kubeconfig(
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "testbed", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"),
+            "server": format!("https://{address}"),
             "certificate-authority": authority.ca_file(),
         }}],
         "users": [{"name": user, "user": {

@@ -1,10 +1,11 @@
 //! Starts the real servers that tests, the demo and benchmarks talk to: a Consul or three of
-//! them, a Kubernetes control plane, and a proxy that misbehaves on demand.
+//! them, a Kubernetes control plane or a whole cluster with a kubelet, and a proxy that misbehaves
+//! on demand. For simulations there is an API server in memory ([`fake_api`]).
 //!
 //! What it promises:
 //!
-//! * Servers are ordinary processes: no root, no containers. They come from PATH or are built
-//!   from `tools/` ([`tools`]).
+//! * Servers are ordinary processes: no root, no containers, but for [`Cluster`]. They come from
+//!   PATH or are built from `tools/` ([`tools`]).
 //! * Ports are random and folders short-lived, so that tests run in parallel.
 //! * Every wait has a deadline ([`wait_for`]), and what did not come up shows the end of its log.
 //! * Nothing outlives the process that started it, however that ends ([`mod@reaper`]).
@@ -17,11 +18,14 @@ mod certs;
 mod cluster;
 mod consul;
 mod control_plane;
+pub mod fake_api;
 mod folder;
 mod http;
+mod node;
 mod ports;
 mod process;
 mod proxy;
+mod run;
 
 pub mod reaper;
 pub mod tools;
@@ -33,8 +37,10 @@ pub use consul::{Consul, ConsulConfig};
 pub use control_plane::ControlPlane;
 pub use folder::{Folder, tail};
 pub use http::{Reply, request};
+pub use node::{BACKEND_IMAGE, Cluster, Image};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};
 
 pub use proxy::{Answer, Fault, Proxy};
+pub use run::run;
 pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_for};

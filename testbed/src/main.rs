@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use testbed::tools::{Tool, ToolError};
-use testbed::{BedError, Folder, Recipe, Server};
+use testbed::{BedError, Cluster, Folder, Recipe, Server};
 
 mod demo;
 
 const USAGE: &str = "\
-usage: testbed tools    find or build every server and tool, and say where they are
+usage: testbed tools    find or build all that tests need here, and say where it is
+       testbed servers  the same without what only a node needs that runs pods
        testbed demo     start the servers and the controller, and tell a story to watch";
 
 fn main() -> ExitCode {
@@ -18,7 +19,9 @@ fn main() -> ExitCode {
     let outcome = match args.as_slice() {
         ["demo"] => demo::run(),
         ["tools"] => tools().map_err(|error| error.to_string()),
+        ["servers"] => find(Tool::SERVERS).map_err(|error| error.to_string()),
         // For the test of the reaper alone: ends badly while a server runs.
+        ["end-badly", "cluster"] => end_badly_with_a_cluster().map_err(|error| error.to_string()),
         ["end-badly", how] => end_badly(how).map_err(|error| error.to_string()),
         _ => Err(USAGE.to_owned()),
     };
@@ -31,11 +34,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn tools() -> Result<(), ToolError> {
-    for tool in Tool::ALL {
-        println!("{:<15} {}", tool.name(), tool.path()?.display());
+fn find(tools: &[Tool]) -> Result<(), ToolError> {
+    for tool in tools {
+        println!("{:<24} {}", tool.name(), tool.path()?.display());
     }
     Ok(())
+}
+
+/// What only a node needs is left out where none can run.
+fn tools() -> Result<(), ToolError> {
+    find(Tool::SERVERS)?;
+    match Cluster::why_not() {
+        None => find(Tool::NODE),
+        Some(why) => {
+            println!("left out, as no node can run here ({why}): kubelet, containerd and the like");
+            Ok(())
+        }
+    }
+}
+
+/// Starts a cluster, says where its parts are, and waits to be killed.
+fn end_badly_with_a_cluster() -> Result<(), BedError> {
+    let cluster = Cluster::start()?;
+    let folder = cluster.kubelet().log().with_file_name("");
+    println!("{} {}", cluster.kubelet().pid().unwrap_or_default(), folder.display());
+    let _leaked = Box::leak(Box::new(cluster));
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Starts a server that does not listen to SIGTERM, says where it is, and then panics, or waits

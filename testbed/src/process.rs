@@ -103,6 +103,19 @@ pub enum BedError {
         /// Status and body.
         answer: String,
     },
+    /// A short command failed.
+    #[error("`{line}` ended with {status}:\n{output}")]
+    Failed {
+        /// The command.
+        line: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said on stderr.
+        output: String,
+    },
+    /// This machine, or who asks, cannot have what was asked for.
+    #[error("{0}")]
+    Impossible(String),
     /// A file, a folder, a port or a request.
     #[error("the test bed cannot go on: {0}")]
     Io(#[from] io::Error),
@@ -146,6 +159,19 @@ pub struct Recipe {
     pub allowed: Duration,
     /// How long it may take to end after SIGTERM, before SIGKILL.
     pub grace: Duration,
+}
+
+impl Recipe {
+    /// The same behind a program that runs another one, such as `nsenter --net=...`.
+    #[must_use]
+    pub(crate) fn entering(self, words: &[OsString]) -> Recipe {
+        let mut words = words.iter().cloned();
+        let Some(first) = words.next() else {
+            return self;
+        };
+        let args = words.chain([self.program.into()]).chain(self.args).collect();
+        Recipe { program: first.into(), args, ..self }
+    }
 }
 
 /// Looks once whether a server is ready; says what is missing if not.

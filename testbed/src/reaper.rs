@@ -3,8 +3,9 @@
 //! A test that panics in a thread, a static that is never dropped, Ctrl-C, SIGKILL: none of
 //! them runs our destructors. So each process has one *reaper*, a small `sh` child that reads
 //! from a pipe of ours which processes and folders we own. When the pipe is closed, for whatever
-//! reason we ended, it terminates what is still registered and removes the folders. After a
-//! panic it leaves the logs (`*.log`) of those folders behind.
+//! reason we ended, it terminates what is still registered, runs the scripts that clean up after
+//! what is neither, and removes the folders. After a panic it leaves the logs (`*.log`) of those
+//! folders behind.
 //!
 //! The reaper ignores the signals of a terminal and lives in a process group of its own.
 
@@ -21,7 +22,7 @@ const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 newline='
 '
-pids= ; dirs= ; keep_logs=
+pids= ; dirs= ; ends= ; keep_logs=
 without() { # the lines of $1 without the line $2
     rest=; IFS=$newline
     for line in $1; do [ "$line" = "$2" ] || rest=$rest$newline$line; done
@@ -41,6 +42,8 @@ while IFS= read -r order; do
     "-pid "*) pids=$(without "$pids" "$what") ;;
     "+dir "*) dirs=$dirs$newline$what ;;
     "-dir "*) dirs=$(without "$dirs" "$what") ;;
+    "+end "*) ends=$ends$newline$what ;;
+    "-end "*) ends=$(without "$ends" "$what") ;;
     keep-logs) keep_logs=yes ;;
     esac
 done
@@ -58,6 +61,7 @@ while [ $tries -lt 30 ]; do
 done
 for pid in $pids; do kill -KILL "-$pid" 2>/dev/null; done
 IFS=$newline
+for script in $ends; do sh "$script"; done
 for dir in $dirs; do
     if [ -n "$keep_logs" ]; then
         find "$dir" ! -type d ! -name '*.log' -exec rm -f {} +
@@ -119,6 +123,21 @@ pub fn owns_process(pid: u32) -> io::Result<()> {
     with_reaper(|reaper| reaper.tell(&format!("+pid {pid}")))
 }
 
+/// Starts a process in a group of its own, which is ours to end. What is started in this way is
+/// known to the reaper, or is not started: [`exit`] in another thread cannot come between.
+///
+/// # Errors
+/// The process or the reaper could not be started, or the reaper could not be told.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    with_reaper(|reaper| {
+        let mut child = command.process_group(0).spawn()?;
+        match reaper.tell(&format!("+pid {}", child.id())) {
+            Ok(()) => Ok(child),
+            Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+        }
+    })
+}
+
 /// The process group `pid` has ended.
 pub fn forget_process(pid: u32) {
     // A reaper that is gone reaps nothing, so there is nothing to forget.
@@ -142,6 +161,19 @@ pub fn forget_folder(folder: &Path) {
         reaper.folders.retain(|known| known != folder);
         reaper.tell(&format!("-dir {}", folder.display()))
     });
+}
+
+/// When the processes have ended, this script is to be run.
+///
+/// # Errors
+/// The reaper could not be started or told.
+pub fn owns_script(script: &Path) -> io::Result<()> {
+    with_reaper(|reaper| reaper.tell(&format!("+end {}", script.display())))
+}
+
+/// The script's work is done.
+pub fn forget_script(script: &Path) {
+    let _ = with_reaper(|reaper| reaper.tell(&format!("-end {}", script.display())));
 }
 
 /// Ends this process, but all that it owns before: whoever sees it end finds nothing left. No

@@ -134,6 +134,23 @@ fn demo_tells_its_story_and_leaves_nothing_behind() {
             "Waiting   vm-17 on consul",
             "$ kill -TERM",
             "=> ours again",
+            "custom-columns='POD:.endpoints[*].targetRef.name",
+            "$ kubectl apply -f testbed/demo/pods.yaml",
+            "node/kwok-1 created",
+            "pod/ledger-c created",
+            "Held    shop/ledger-",
+            "holder",
+            "consullock-ledger-ipv4 ",
+            " 10.244.",
+            "has the label, the token",
+            "terminated: {exitCode: 137",
+            "$ kubectl -n shop patch pod ledger-",
+            "patched",
+            " ADDRESS\n",
+            "<none> ",
+            "0/1     Error",
+            "ended: PodDied",
+            "after the report",
             "$ kill -KILL",
             "same sessions, same tokens, same tenures",
             "$ export CONSUL_HTTP_ADDR=",
@@ -147,7 +164,8 @@ fn demo_tells_its_story_and_leaves_nothing_behind() {
 #[test]
 fn demo_that_is_interrupted_in_the_middle_leaves_nothing_behind() {
     let mut run = Run::start();
-    run.wait_until_printed("$ HOSTNAME=consul-lock-1");
+    // By now all of it runs: servers, kwok, replicas, a watch, and the command that was just shown.
+    run.wait_until_printed("$ kubectl apply -f testbed/demo/pods.yaml");
     let pid = run.process.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let status = run.wait_until_ended();

@@ -16,7 +16,7 @@ use crate::fixtures;
 #[tokio::test]
 async fn bad_objects_are_refused_with_what_is_allowed() {
     let corpus = read("bad");
-    assert!(corpus.len() >= 60, "only {} bad objects", corpus.len());
+    assert!(corpus.len() >= 110, "only {} bad objects", corpus.len());
     let objects = objects("corpus-bad").await;
     let mut wrong = Vec::new();
     for case in &corpus {
@@ -33,7 +33,7 @@ async fn bad_objects_are_refused_with_what_is_allowed() {
 #[tokio::test]
 async fn good_objects_are_accepted_and_understood() {
     let corpus = read("good");
-    assert!(corpus.len() >= 30, "only {} good objects", corpus.len());
+    assert!(corpus.len() >= 55, "only {} good objects", corpus.len());
     let objects = objects("corpus-good").await;
     let mut wrong = Vec::new();
     for case in &corpus {

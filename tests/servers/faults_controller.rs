@@ -35,7 +35,7 @@ async fn leader_and_standby(site: &Site) -> (Replica, Replica) {
 }
 
 /// Waits until a replica has renewed this many sessions more than it has now.
-async fn renewals(replica: &Replica, more: f64) {
+pub(crate) async fn renewals(replica: &Replica, more: f64) {
     let renewed = || replica.metric("consul_lock_renewals_total{result=\"ok\"}").unwrap_or(0.0);
     let until = renewed() + more;
     eventually("sessions to be renewed", || async {
@@ -65,8 +65,14 @@ async fn a_killed_leader_costs_no_tenure() {
         site.create(name, json!({})).await;
     }
     let before = site.tenures(&HELD).await;
-    site.wait_phase("waits", Phase::Waiting).await;
-    site.event("c", "Acquired").await;
+    // Who the stranger is takes one more question to Consul.
+    site.wait("waits", "the stranger's name", |status| {
+        status.holder.as_ref().is_some_and(|holder| holder.identity.contains(" on "))
+    })
+    .await;
+    for name in HELD {
+        site.event(name, "Acquired").await;
+    }
     let written = versions(&site, &["a", "b", "c", "waits"]).await;
     let sessions = site.sessions().await.len();
 

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A site whose controllers reach the API server through a proxy.
-async fn proxied(what: &str) -> (Site, Proxy) {
+pub(crate) async fn proxied(what: &str) -> (Site, Proxy) {
     claims_client().await;
     let proxy = Proxy::tcp(control_plane().address()).unwrap();
     let kubeconfig = control_plane().kubeconfig_through(proxy.address().port()).unwrap();
@@ -85,23 +85,47 @@ async fn a_restarted_api_server_costs_no_tenure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_gone_for_longer_than_the_ttl_ends_tenures_by_expiry_and_no_sooner() {
+async fn an_api_server_gone_for_longer_than_the_sessions_live_costs_no_tenure() {
     let (site, proxy) = proxied("long-gone").await;
-    let _replica = site.start().await;
+    let replica = site.start().await;
+    let spec = json!({ "session": { "ttl": "10s", "lockDelay": "0s" } });
+    for name in ["a", "b"] {
+        site.create(name, spec.clone()).await;
+    }
+    let before = site.tenures(&["a", "b"]).await;
+    let cut = site.clock().now();
+    proxy.set(Fault::Cut);
+    // Consul would end them within twice the TTL of their last renewal.
+    eventually("more than twice the TTL to pass", || async {
+        assert_eq!(site.sessions().await.len(), 2, "they are renewed all the while");
+        let passed = site.clock().now().since(cut);
+        if passed > Duration::from_secs(25) { Ok(()) } else { Err(passed) }
+    })
+    .await;
+    assert!(!replica.leads(), "it renews, and does nothing else");
+    proxy.set(Fault::None);
+    replica.wait_leads().await;
+    assert_eq!(site.tenures(&["a", "b"]).await, before);
+    site.serves_another_claim().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenures_end_by_expiry_and_no_sooner_when_no_controller_is_left() {
+    let site = Site::new("nobody-left").await;
+    let replica = site.start().await;
     let spec = json!({ "session": { "ttl": "10s", "lockDelay": "0s" } });
     for name in ["a", "taken"] {
         site.create(name, spec.clone()).await;
     }
     let before = [site.held("a").await, site.held("taken").await];
-    let cut = site.clock().now();
-    proxy.set(Fault::Cut);
+    let killed = site.clock().now();
+    replica.server.kill().unwrap();
     site.no_sessions().await;
-    let lasted = site.clock().now().since(cut);
-    // Released by the leader that stops acting, it would have gone at once.
+    let lasted = site.clock().now().since(killed);
     assert!(lasted > Duration::from_secs(5), "the session ended after {lasted:?}");
     let stranger = site.stranger(site.key("taken")).await;
 
-    proxy.set(Fault::None);
+    let _second = site.start().await;
     let recovered = site.wait("a", "a new tenure", |status| {
         status.phase == Some(Phase::Held)
             && status.fencing_token.as_ref() != Some(&before[0].to_string())
@@ -357,7 +381,7 @@ fn rules(with_claims: bool) -> Value {
 }
 
 /// Lets `user` do what a controller does in the site's namespace.
-async fn allow(site: &Site, user: &str, with_claims: bool) {
+pub(crate) async fn allow(site: &Site, user: &str, with_claims: bool) {
     let name = json!({ "name": user });
     let role = json!({ "metadata": name, "rules": rules(with_claims) });
     let roles = Api::<Role>::namespaced(site.client.clone(), &site.namespace);
@@ -383,12 +407,12 @@ async fn allow_namespaces(client: &Client, user: &str) {
     put(Api::<ClusterRoleBinding>::all(client.clone()), user, binding).await;
 }
 
-fn subject(user: &str) -> Value {
+pub(crate) fn subject(user: &str) -> Value {
     json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user })
 }
 
 /// Creates the object, or merges it into the one that there is.
-async fn put<K>(api: Api<K>, name: &str, object: Value)
+pub(crate) async fn put<K>(api: Api<K>, name: &str, object: Value)
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
 {
@@ -399,7 +423,7 @@ where
 }
 
 /// A site whose controllers have no rights yet, and the user that they are.
-async fn without_rights(what: &str) -> (Site, String) {
+pub(crate) async fn without_rights(what: &str) -> (Site, String) {
     claims_client().await;
     let user = unique(what);
     let kubeconfig = control_plane().kubeconfig_for(&user, None).unwrap();

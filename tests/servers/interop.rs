@@ -17,8 +17,9 @@ use consul_lock::{
     consul::{Behavior, Consistency, Consul as _, KvPair, http::HttpConsul},
     keeper::{
         AcquireSettings, ClaimId, KeeperView, Keepers, KeySeen, LockView, Payload, SessionSettings,
-        StopState, Wanted,
+        Stance, StopState, Wanted,
     },
+    lock::EndReason,
     names::{Key, NodeName, SessionName},
     telemetry::Metrics,
 };
@@ -92,7 +93,8 @@ impl Ours {
                 cluster: "test".to_owned(),
                 value: String::new(),
             },
-            paused: false,
+            stance: Stance::FOR_ITSELF,
+            record: None,
             attempt: 1,
         };
         let mut ours = Ours {
@@ -136,7 +138,10 @@ impl Ours {
     }
 
     fn pause(&mut self, paused: bool) {
-        self.wanted.paused = paused;
+        self.wanted.stance = match paused {
+            true => Stance::StandBy(EndReason::Paused),
+            false => Stance::FOR_ITSELF,
+        };
         self.keepers.set(&self.id, self.wanted.clone(), None);
     }
 

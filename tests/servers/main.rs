@@ -3,6 +3,7 @@
 //! this process.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
+mod api_contract;
 mod claims;
 mod consul_access;
 mod consul_cluster;
@@ -10,6 +11,10 @@ mod consul_contract;
 mod consul_faults;
 mod consul_wire;
 mod corpus;
+mod elections;
+mod elections_changes;
+mod elections_faults;
+mod elections_rights;
 mod end_to_end;
 mod faults_consul;
 mod faults_consul_access;
@@ -18,8 +23,11 @@ mod faults_consul_keys;
 mod faults_controller;
 mod faults_kubernetes;
 mod fixtures;
+mod gates;
 mod interop;
+mod pods;
 mod process;
 mod replicas;
 mod scripted;
 mod site;
+mod witness;

@@ -167,6 +167,9 @@ fn examples_do_what_they_say() {
         ("nightly", "nightly", "Held"),
         ("paused", "reports", "Paused"),
         ("stranger", "migrate", "Held"),
+        // Nobody makes pods here, so nobody may be elected.
+        ("elected", "ledger", "Waiting"),
+        ("nightly-once", "close-books", "Waiting"),
     ] {
         let path = format!("{}/examples/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
         kubectl(&cluster, ["apply", "-f", &path]);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use consul_lock::{
-    api::{ConsulLock, ConsulLockStatus, Phase},
+    api::{ConsulLock, ConsulLockStatus, KEY_PREFIXES_ANNOTATION, Phase},
     clock::Clock,
     consul::{
         Consistency, Consul, KvPair, SessionInfo,
@@ -17,7 +17,7 @@ use consul_lock::{
     },
     names::{Key, NodeName, SessionId},
 };
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::Namespace, events::v1::Event};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -194,6 +194,15 @@ impl Site {
     /// The default key of a claim.
     pub(crate) fn key(&self, claim: &str) -> Key {
         Key::new(&format!("{}/{}/{claim}", self.cluster(), self.namespace)).unwrap()
+    }
+
+    /// Lets this site's claims use the keys of another's.
+    pub(crate) async fn share_keys_of(&self, other: &Site) {
+        let prefix = format!("{}/{}/", other.cluster(), other.namespace);
+        let annotations = json!({ KEY_PREFIXES_ANNOTATION: prefix });
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        namespaces.patch(&self.namespace, &PatchParams::default(), &patch).await.unwrap();
     }
 
     pub(crate) async fn create(&self, name: &str, spec: Value) -> ConsulLock {

@@ -69,6 +69,17 @@ pub(super) async fn read<C: Consul>(
     Answer::Read { pair: reading.pair, index: reading.index, session_alive }
 }
 
+/// The value of a key, consistently; empty if there is none.
+pub(super) async fn value_of<C: Consul>(
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    key: Key,
+) -> Arc<[u8]> {
+    let get = || shared.consul.get(&key, Consistency::Consistent);
+    let reading = shared.until_answered(&answers, Operation::ReadKey, get).await;
+    reading.pair.map_or_else(|| Arc::from([]), |pair| pair.value.into())
+}
+
 /// Unless Consul says otherwise within a few attempts, it does: the next renewal will tell.
 async fn session_lives<C: Consul>(shared: &Shared<C>, session: &SessionId) -> bool {
     let mut backoff = Backoff::default();

@@ -103,7 +103,7 @@ async fn paused_claim_releases_and_goes_on_observing() {
     let lab = Lab::new();
     let mut one = lab.contender("one");
     let token = one.holds(&lab).await;
-    one.change(|wanted| wanted.paused = true);
+    one.change(|wanted| wanted.stance = Stance::StandBy(EndReason::Paused));
     lab.until(MOMENT, "the release", || one.view().lock == LockView::Standby).await;
     assert_eq!(one.last_end(), Some((token, EndReason::Paused)));
     lab.until(MOMENT, "the session's end", || lab.sessions_named("one").is_empty()).await;
@@ -113,7 +113,7 @@ async fn paused_claim_releases_and_goes_on_observing() {
     assert!(lab.acquire(&stranger).await, "no lock-delay follows a clean release");
     let observed = || matches!(one.view().key, Some(KeySeen::Held(_)));
     lab.until(MOMENT, "the stranger in view", observed).await;
-    one.change(|wanted| wanted.paused = false);
+    one.change(|wanted| wanted.stance = Stance::FOR_ITSELF);
     assert!(lab.release(&stranger).await);
     let again = one.gets_it(&lab, MOMENT).await;
     assert!(again > token);

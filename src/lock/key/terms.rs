@@ -100,6 +100,14 @@ pub enum State {
         /// What is being asked of Consul meanwhile.
         errand: Option<Errand>,
     },
+    /// A tenure was ended for another one of ours: the key is being given up and taken again in one
+    /// commit.
+    HandingOver {
+        /// Why the last one ended.
+        reason: EndReason,
+        /// When.
+        since: Instant,
+    },
     /// The key is being given up.
     Releasing(EndReason),
     /// Given up contending.
@@ -123,6 +131,9 @@ pub enum Errand {
 pub enum Event {
     /// The owner wants this now.
     Wanted(Want),
+    /// The owner wants the present tenure to end, for this reason, and another to begin, with nobody
+    /// between.
+    HandOver(EndReason),
     /// The owner wants the key after a failure: its settings changed.
     Retry,
     /// There is a valid session.
@@ -176,9 +187,13 @@ pub enum Effect {
     LockKey(Expect),
     /// Read key and session consistently, until answered.
     ReadKey,
-    /// Give the key up and take it again in one commit, until answered: for an index that is known,
-    /// and that no call of an earlier process expects.
-    BeginAnew,
+    /// Give the key up and take it again in one commit, provided that its `ModifyIndex` still is
+    /// this; until answered. For a tenure of its own with nobody between, or for an index that no
+    /// call of an earlier process expects.
+    BeginAnew {
+        /// The index.
+        index: u64,
+    },
     /// Write our flags and value to the key that we hold, until answered.
     RewriteKey,
     /// Give the key up, provided that its `ModifyIndex` still is this; until answered. A release

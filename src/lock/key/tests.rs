@@ -20,6 +20,10 @@ fn release(index: u64) -> Effect {
     Effect::ReleaseKey { index }
 }
 
+fn begin_anew(index: u64) -> Effect {
+    Effect::BeginAnew { index }
+}
+
 fn other() -> KeyState {
     KeyState::Other(SessionId::new("a stranger's"))
 }
@@ -102,6 +106,86 @@ fn max_hold(seconds: u32) -> Settings {
 
 fn stand() -> Event {
     Event::Wanted(Want::Stand(EndReason::Paused))
+}
+
+// ---- handing over ----
+
+fn hand_over() -> Event {
+    Event::HandOver(EndReason::PodDied)
+}
+
+fn is_handing_over(state: State) -> bool {
+    matches!(state, State::HandingOver { reason: EndReason::PodDied, .. })
+}
+
+#[test]
+fn a_tenure_gives_way_to_another_in_one_commit_with_a_token_of_its_own() {
+    let mut desk = Desk::holding(Settings::default());
+    let before = desk.lock.state();
+    assert_eq!(desk.on(hand_over()), Some(begin_anew(6)));
+    let handing = desk.lock.state();
+    assert!(is_handing_over(handing), "nobody may rely on either tenure: {handing:?}");
+    let (tenure, reason) = ended(before, &hand_over(), handing).unwrap();
+    assert_eq!((tenure.token.get(), reason), (6, EndReason::PodDied));
+    assert_eq!(desk.on(hand_over()), None, "it is under way");
+    assert_eq!(desk.on(Event::Locked(9)), None);
+    assert_eq!(desk.token(), Some(9));
+}
+
+#[test]
+fn a_change_that_met_another_index_is_read_and_repeated() {
+    let mut desk = Desk::holding(Settings::default());
+    desk.on(hand_over());
+    assert_eq!(desk.on(Event::ReleaseRefused), Some(Effect::ReadKey));
+    assert_eq!(desk.on(read(8, SPOILT)), Some(begin_anew(8)));
+    assert_eq!(desk.on(Event::Locked(9)), None);
+    assert_eq!(desk.token(), Some(9));
+}
+
+#[test]
+fn a_change_of_a_key_that_is_not_ours_any_more_contends_anew() {
+    for end in [
+        Event::Released(None),
+        Event::SessionLost(Loss::Invalidated),
+        read(8, other()),
+        read(8, KeyState::Missing),
+    ] {
+        let mut desk = Desk::holding(Settings::default());
+        desk.on(hand_over());
+        desk.on(end.clone());
+        assert!(matches!(desk.lock.state(), State::Waiting(_)), "{end:?}");
+    }
+}
+
+#[test]
+fn a_change_that_nobody_wants_any_more_becomes_a_release() {
+    let mut desk = Desk::holding(Settings::default());
+    desk.on(hand_over());
+    assert_eq!(desk.on(stand()), Some(release(6)));
+    // The change was carried out all the same.
+    assert_eq!(desk.on(Event::ReleaseRefused), Some(Effect::ReadKey));
+    assert_eq!(desk.on(read(9, SPOILT)), Some(release(9)));
+    desk.on(Event::Released(Some(10)));
+    assert_eq!(desk.lock.state(), State::Standby);
+}
+
+#[test]
+fn a_change_whose_session_expires_gives_up_whatever_it_took() {
+    let mut desk = Desk::holding(Settings::default());
+    desk.on(hand_over());
+    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(release(6)));
+    assert_eq!(desk.lock.state(), State::Releasing(EndReason::Expired));
+}
+
+#[test]
+fn a_change_is_nothing_to_whoever_holds_nothing() {
+    let mut desk = Desk::contending(Settings::default());
+    assert_eq!(desk.on(hand_over()), None);
+    desk.waiting();
+    let mut desk = Desk::acquiring(Settings::default());
+    assert_eq!(desk.on(hand_over()), None);
+    desk.on(Event::Locked(6));
+    assert_eq!(desk.token(), Some(6));
 }
 
 // ---- contending ----
@@ -509,7 +593,7 @@ fn recorded_tenure_goes_on_once_a_read_finds_the_key_ours() {
         assert_eq!(desk.sees(4, INTACT), None, "a stale read confirms nothing");
         assert_eq!(desk.on(Event::SessionUp), Some(Effect::ReadKey));
         // A release that the earlier process sent may still arrive: it expects index 4.
-        assert_eq!(desk.on(read(4, found)), Some(Effect::BeginAnew));
+        assert_eq!(desk.on(read(4, found)), Some(begin_anew(4)));
         assert_eq!(desk.token(), None);
         assert_eq!(desk.on(Event::Locked(9)), None);
         assert_eq!(desk.token(), Some(4), "a holding without a break");
@@ -520,7 +604,7 @@ fn recorded_tenure_goes_on_once_a_read_finds_the_key_ours() {
 fn key_that_is_ours_without_a_recorded_token_is_begun_anew() {
     let mut desk = adopting(None);
     desk.on(Event::SessionUp);
-    assert_eq!(desk.on(read(4, INTACT)), Some(Effect::BeginAnew));
+    assert_eq!(desk.on(read(4, INTACT)), Some(begin_anew(4)));
     assert_eq!(desk.token(), None);
     desk.on(Event::Locked(7));
     assert_eq!(desk.token(), Some(7));
@@ -551,7 +635,7 @@ fn later_tenure_than_the_recorded_one_is_begun_anew() {
     assert_eq!(desk.on(Event::Superseded), None);
     let ended = ended(before, &Event::Superseded, desk.lock.state()).unwrap();
     assert_eq!((ended.0.token.get(), ended.1), (4, EndReason::KeyTaken));
-    assert_eq!(desk.on(read(9, INTACT)), Some(Effect::BeginAnew));
+    assert_eq!(desk.on(read(9, INTACT)), Some(begin_anew(9)));
 }
 
 #[test]

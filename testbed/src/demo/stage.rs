@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -38,6 +37,7 @@ pub(super) struct Stage {
     stranger: Option<Server>, // clients before servers, so that they end in peace
     replicas: Vec<Replica>,
     consul: Consul,
+    kwok: Server,
     cluster: ControlPlane,
     folder: Folder,
 }
@@ -53,7 +53,10 @@ impl Stage {
     pub(super) fn build(screen: &mut Screen) -> Result<Stage, DemoError> {
         screen.step(
             "Start a real Consul, etcd and kube-apiserver",
-            &["As ordinary processes of yours: no root, no containers, random ports on 127.0.0.1."],
+            &[
+                "As ordinary processes of yours: no root, no containers, random ports on 127.0.0.1.",
+                "Beside them kwok, which will play the nodes.",
+            ],
         )?;
         let folder = Folder::new("demo")?;
         collect_programs(&folder)?;
@@ -66,14 +69,19 @@ impl Stage {
         });
         let consul = consul.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let cluster = cluster?;
-        let stage = Stage { stranger: None, replicas: Vec::new(), consul, cluster, folder };
-        for server in [stage.consul.server(), stage.cluster.etcd(), stage.cluster.apiserver()] {
+        let kwok = start_kwok(&cluster, &folder)?;
+        let stage = Stage { stranger: None, replicas: Vec::new(), consul, kwok, cluster, folder };
+        for server in stage.servers().into_iter().chain([&stage.kwok]) {
             let (name, pid) = (server.name(), server.pid().unwrap_or_default());
             screen.aside(format!("{name:<15} pid {pid:<8} log {}", server.log().display()))?;
         }
         screen.aside(format!("all ready after {:.1} s\n", watch.elapsed().as_secs_f32()))?;
         stage.print_exports(screen)?;
         Ok(stage)
+    }
+
+    fn servers(&self) -> [&Server; 3] {
+        [self.consul.server(), self.cluster.etcd(), self.cluster.apiserver()]
     }
 
     fn print_exports(&self, screen: &Screen) -> Result<(), DemoError> {
@@ -130,10 +138,9 @@ impl Stage {
         let output = File::create(&log)?;
         let mut command = Command::new("env");
         command.args(self.environment()).args(["sh", "-c", line]);
-        command.current_dir(repository()).process_group(0);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut child = command.spawn()?;
-        reaper::owns_process(child.id())?;
+        command.current_dir(repository()).stdin(Stdio::null());
+        command.stdout(output.try_clone()?).stderr(output);
+        let mut child = reaper::spawn(&mut command)?;
         // If it is late it stays the reaper's: we are about to fail.
         let status =
             wait_for(format!("`{line}`"), COMMAND_ALLOWED, || child.try_wait().transpose())??;
@@ -202,6 +209,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Starts a watch, which goes on until it is dropped.
+    pub(super) fn start_watch(
+        &self,
+        screen: &Screen,
+        name: &str,
+        line: &str,
+    ) -> Result<Server, DemoError> {
+        self.start(screen, name, line, || Ok(()))
+    }
+
     /// Starts a job that is none of ours; its log is [`Stage::stranger_log`].
     pub(super) fn start_stranger(
         &mut self,
@@ -237,10 +254,15 @@ impl Stage {
         &self.consul
     }
 
+    /// An object, or a list of some, as `kubectl get` tells of it.
+    pub(super) fn object(&self, what: &str) -> Result<Value, DemoError> {
+        Ok(json_of(&self.ask(&format!("kubectl get {what} -o json"))?))
+    }
+
     /// A claim in the namespace `shop`.
     pub(super) fn claim(&self, name: &str) -> Result<Claim, DemoError> {
-        let json = self.ask(&format!("kubectl -n shop get consullock {name} -o json"))?;
-        Ok(Claim { name: name.to_owned(), status: json_of(&json)["status"].take() })
+        let status = self.object(&format!("-n shop consullock {name}"))?["status"].take();
+        Ok(Claim { name: name.to_owned(), status })
     }
 
     /// How to go on by hand.
@@ -249,6 +271,7 @@ impl Stage {
         screen.text("\n   Then for example:\n")?;
         screen.command("kubectl get consullocks -A -o wide --watch")?;
         screen.command("kubectl -n shop describe consullock migrate")?;
+        screen.command("kubectl -n shop delete pod -l consullock.dev/ledger=holder")?;
         screen.command("kubectl -n shop get events --sort-by=.metadata.creationTimestamp")?;
         screen.command("kubectl explain consullock.spec --recursive")?;
         screen.command("consul kv get -detailed consul-lock/shop/billing")?;
@@ -260,13 +283,13 @@ impl Stage {
         Ok(())
     }
 
-    /// The ends of the logs of what the story is about and of servers that have ended, for whoever
+    /// The ends of the logs of what the story is about, and of servers that have ended, for whoever
     /// wants to know why it failed.
     pub(super) fn print_logs(&self) {
-        let servers = [self.consul.server(), self.cluster.etcd(), self.cluster.apiserver()];
-        let ended = servers.into_iter().filter(|server| server.wait_ended(Duration::ZERO).is_ok());
+        let ended =
+            self.servers().into_iter().filter(|server| server.wait_ended(Duration::ZERO).is_ok());
         let players = self.replicas.iter().map(|replica| &replica.server).chain(&self.stranger);
-        for server in players.chain(ended) {
+        for server in players.chain([&self.kwok]).chain(ended) {
             eprintln!("{}", tail(server.log()));
         }
     }
@@ -306,6 +329,11 @@ impl Claim {
         self.text("/holder/identity")
     }
 
+    /// The pod that the key is held for.
+    pub(super) fn pod(&self) -> &str {
+        self.text("/holder/pod")
+    }
+
     pub(super) fn held_by_stranger(&self) -> bool {
         self.status.pointer("/holder/stranger") == Some(&Value::Bool(true))
     }
@@ -320,6 +348,11 @@ impl Claim {
 
     pub(super) fn token(&self) -> Option<u64> {
         self.text("/fencingToken").parse().ok()
+    }
+
+    /// Who held the key before, and why it ended.
+    pub(super) fn last_tenure(&self) -> (String, String) {
+        (self.text("/history/0/holder").to_owned(), self.text("/history/0/reason").to_owned())
     }
 
     /// How many tenures began.
@@ -359,10 +392,33 @@ fn collect_programs(folder: &Folder) -> Result<(), DemoError> {
     for tool in [Tool::Consul, Tool::Kubectl] {
         symlink(tool.path().map_err(BedError::from)?, bin.join(tool.name()))?;
     }
-    for tool in [Tool::Etcd, Tool::KubeApiserver] {
+    for tool in [Tool::Etcd, Tool::KubeApiserver, Tool::Kwok] {
         tool.path().map_err(BedError::from)?; // now, rather than while another server waits
     }
     Ok(())
+}
+
+/// kwok, for all nodes that there will be. It is no server: it listens nowhere.
+fn start_kwok(cluster: &ControlPlane, folder: &Folder) -> Result<Server, DemoError> {
+    let stages = repository().join("testbed/demo/kwok.yaml");
+    let recipe = Recipe {
+        name: "kwok".to_owned(),
+        program: Tool::Kwok.path().map_err(BedError::from)?,
+        args: [
+            format!("--kubeconfig={}", cluster.kubeconfig().display()),
+            format!("--config={}", stages.display()),
+            "--manage-all-nodes".to_owned(),
+        ]
+        .map(Into::into)
+        .to_vec(),
+        // Otherwise it reads the configuration of whoever runs the demo as well.
+        env: vec![("KWOK_WORKDIR".to_owned(), folder.path().display().to_string())],
+        log: folder.path().join("kwok.log"),
+        allowed: REPLICA_ALLOWED,
+        grace: GRACE,
+    };
+    // Whether it does its work, the nodes will tell.
+    Ok(Server::start(recipe, || Ok(()))?)
 }
 
 /// Variables of whoever runs the demo that would lead its programs elsewhere.

@@ -1,8 +1,11 @@
 //! The story, step by step, and the checks that it went as told.
 
+use std::path::Path;
 use std::time::Duration;
 
-use testbed::{Stopwatch, wait_for};
+use serde_json::Value;
+
+use testbed::{Server, Stopwatch, wait_for};
 
 use super::DemoError;
 use super::screen::Screen;
@@ -11,8 +14,11 @@ use super::stage::{Claim, Replica, Stage, json_of, log_has};
 /// How long the replicas and the stranger may take for what takes them seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the examples declare that shall be held.
+/// What the examples declare that shall be held at once.
 const HELD: [&str; 3] = ["billing", "nightly", "migrate"];
+
+/// What is held once there is a pod to elect.
+const ELECTS: &str = "ledger";
 
 /// The session name of the stranger, by which it is shown as a holder.
 const STRANGER: &str = "vm-17";
@@ -22,6 +28,19 @@ const STRANGER_WORKS: &str = "the migration runs";
 
 const LIST: &str = "kubectl get consullocks -A -o wide";
 
+/// The Service's endpoint, whenever it changes; the pod comes first.
+const ENDPOINTS: &str = "kubectl -n shop get endpointslices -l kubernetes.io/service-name=ledger \
+    --watch -o custom-columns='POD:.endpoints[*].targetRef.name,ADDRESS:.endpoints[*].addresses[*]'";
+
+const HOLDER: &str = "kubectl -n shop get pods -l consullock.dev/ledger=holder \
+    -o custom-columns='POD:.metadata.name,TOKEN:.metadata.annotations.token\\.consullock\\.dev/ledger'";
+
+const LAST_TENURE: &str = "kubectl -n shop get consullock ledger \
+    -o jsonpath='{.status.history[0].holder}{\" ended: \"}{.status.history[0].reason}'";
+
+/// What a kubelet would report.
+const DIED: &str = "testbed/demo/container-died.yaml";
+
 /// Tells all of it.
 pub(super) fn tell(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoError> {
     install_definition(stage, screen)?;
@@ -30,6 +49,8 @@ pub(super) fn tell(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoErr
     let ours = stranger_contends(stage, screen)?;
     let theirs = pause(stage, screen, ours)?;
     take_back(stage, screen, theirs)?;
+    let endpoints = elect(stage, screen)?;
+    fail_over(stage, screen, &endpoints)?;
     kill_leader(stage, screen)
 }
 
@@ -73,7 +94,8 @@ fn declare_locks(stage: &Stage, screen: &mut Screen) -> Result<(), DemoError> {
         "Declare some locks",
         &[
             "The examples, word for word: a lock with nothing but defaults, one for a nightly job,",
-            "one that is paused, and one whose key is meant for Consul's own tools as well.",
+            "one that is paused, and one whose key is meant for Consul's own tools as well. Two more",
+            "elect pods, and wait until there are some.",
         ],
     )?;
     stage.run(screen, "kubectl apply -f examples/")?;
@@ -83,6 +105,7 @@ fn declare_locks(stage: &Stage, screen: &mut Screen) -> Result<(), DemoError> {
     }
     let took = seconds(&watch);
     wait_phase(stage, screen, "reports", "Paused")?;
+    wait_phase(stage, screen, ELECTS, "Waiting")?;
     stage.run(screen, LIST)?;
     for name in HELD {
         let claim = stage.claim(name)?;
@@ -193,12 +216,78 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
     Ok(())
 }
 
+/// Returns the watch on the Service's endpoints.
+fn elect(stage: &Stage, screen: &mut Screen) -> Result<Server, DemoError> {
+    screen.step(
+        "Elect one of three pods",
+        &[
+            "The claim `ledger` has waited for them. Nothing here makes a Deployment's pods, so they",
+            "are made by hand. kwok plays their nodes: it reports what a kubelet would, and nothing",
+            "really runs. The elected pod gets a label, its token, and a Service's only endpoint.",
+        ],
+    )?;
+    let endpoints = stage.start_watch(screen, "endpoints", ENDPOINTS)?;
+    stage.run(screen, "kubectl apply -f testbed/demo/pods.yaml")?;
+    wait_line(stage, screen, "-n shop pods -l app=ledger", "--for=condition=Ready")?;
+    let pod = wait_routed(&endpoints, "", "a pod to be elected")?;
+    wait_holder(stage, screen, &pod)?;
+    stage.run(screen, "kubectl -n shop get consullock ledger -o wide")?;
+    stage.run(screen, "kubectl -n shop get pods -l app=ledger -L consullock.dev/ledger")?;
+    stage.run(screen, HOLDER)?;
+    stage.run(screen, "kubectl -n shop get endpointslices -l kubernetes.io/service-name=ledger")?;
+    expect_pods_of_deployment(stage)?;
+    let token = expect_elected(stage, &pod)?;
+    screen.good(format!(
+        "{pod} has the label, the token {token} and the endpoint; nobody else has"
+    ))?;
+    Ok(endpoints)
+}
+
+fn fail_over(stage: &Stage, screen: &mut Screen, endpoints: &Server) -> Result<(), DemoError> {
+    screen.step(
+        "The elected pod's container dies: the next pod is elected",
+        &[
+            "A kwok node has no kubelet. What one would report of a container that was killed is",
+            "written into the pod's status by hand. It proves the end, so nothing is waited for:",
+            "endpoint away, label away, the key moves with a higher token, endpoint on the next pod.",
+        ],
+    )?;
+    let before = stage.claim(ELECTS)?;
+    let old = before.pod();
+    stage.run(screen, &format!("cat {DIED}"))?;
+    let watch = Stopwatch::start();
+    let report =
+        format!("kubectl -n shop patch pod {old} --subresource=status --patch-file={DIED}");
+    stage.run(screen, &report)?;
+    let new = wait_routed(endpoints, old, "another pod to be elected")?;
+    let took = seconds(&watch);
+    stage.run(screen, &format!("cat {}", endpoints.log().display()))?;
+    wait_holder(stage, screen, &new)?;
+    stage.run(screen, "kubectl -n shop get consullock ledger -o wide")?;
+    stage.run(screen, "kubectl -n shop get pods -l app=ledger -L consullock.dev/ledger")?;
+    stage.run(screen, HOLDER)?;
+    stage.run(screen, LAST_TENURE)?;
+    let (lost, won) = (before.token().unwrap_or_default(), expect_elected(stage, &new)?);
+    expect(won > lost, format!("a token above {lost}"), || won.to_string())?;
+    let after = stage.claim(ELECTS)?;
+    let ended = (format!("shop/{old}"), "PodDied".to_owned());
+    expect(after.last_tenure() == ended, format!("a tenure that ended: {ended:?}"), || {
+        after.to_string()
+    })?;
+    screen.good(format!(
+        "{new} had the endpoint {took} after the report, kubectl's start included; \
+         token {won} after {lost}"
+    ))?;
+    Ok(())
+}
+
 fn kill_leader(stage: &Stage, screen: &mut Screen) -> Result<(), DemoError> {
     screen.step(
         "Kill the leading controller: no tenure is lost",
         &[
             "SIGKILL, so it can tell nobody. The standby takes the Lease once it has been silent for",
-            "8 seconds, and adopts the sessions that the status names. Consul never notices.",
+            "8 seconds, and adopts the sessions that the status names. Consul never notices, nor",
+            "does the elected pod.",
         ],
     )?;
     let gone = wait_for("a leader among the replicas", PATIENCE, || leader(stage))?;
@@ -222,9 +311,79 @@ fn kill_leader(stage: &Stage, screen: &mut Screen) -> Result<(), DemoError> {
     for (before, after) in before.iter().zip(claims(stage)?) {
         same_tenure(before, &after)?;
         expect_key_held_by(stage, &after, before.session())?;
+        if after.name == ELECTS {
+            expect_elected(stage, before.pod())?;
+        }
     }
     screen.good(format!("{name} leads after {took}; same sessions, same tokens, same tenures"))?;
     Ok(())
+}
+
+/// Waits until the Service leads to another pod than this one; its name.
+fn wait_routed(endpoints: &Server, other_than: &str, what: &str) -> Result<String, DemoError> {
+    let new = || routed(endpoints.log()).filter(|pod| pod != other_than);
+    Ok(wait_for(what, PATIENCE, new)?)
+}
+
+/// The pod that the Service leads to, by what the watch printed last.
+fn routed(endpoints: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(endpoints).ok()?;
+    let (lines, _unfinished) = text.rsplit_once('\n')?;
+    let pod = lines.lines().skip(1).last()?.split_whitespace().next()?;
+    (pod != "<none>").then(|| pod.to_owned())
+}
+
+fn wait_holder(stage: &Stage, screen: &Screen, pod: &str) -> Result<(), DemoError> {
+    let condition = format!("--for=jsonpath='{{.status.holder.pod}}'={pod}");
+    wait_line(stage, screen, "-n shop consullock/ledger", &condition)
+}
+
+/// The pods made by hand are what the example's Deployment asks for.
+fn expect_pods_of_deployment(stage: &Stage) -> Result<(), DemoError> {
+    let parts = |spec: &Value| [spec["containers"].clone(), spec["volumes"].clone()];
+    let deployment = stage.object("-n shop deployment ledger")?;
+    let wanted = parts(&deployment["spec"]["template"]["spec"]);
+    for pod in items(&stage.object("-n shop pods -l app=ledger")?) {
+        expect(parts(&pod["spec"]) == wanted, format!("a pod of {wanted:?}"), || pod.to_string())?;
+    }
+    Ok(())
+}
+
+/// One pod of three is the claim's: it has the label and the token, and the Service leads to it.
+/// Returns the token.
+fn expect_elected(stage: &Stage, elected: &str) -> Result<u64, DemoError> {
+    let claim = stage.claim(ELECTS)?;
+    let token = claim.token().unwrap_or_default();
+    let held = claim.phase() == "Held" && claim.pod() == elected && token > 0;
+    expect(held, format!("ledger to be Held for {elected}"), || claim.to_string())?;
+
+    let pods = stage.object("-n shop pods -l app=ledger")?;
+    let marks = items(&pods).map(|pod| {
+        let of = |what: &str, name: &str| pod["metadata"][what][name].as_str().map(str::to_owned);
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let token = of("annotations", "token.consullock.dev/ledger");
+        (name, of("labels", "consullock.dev/ledger"), token)
+    });
+    let (theirs, others): (Vec<_>, Vec<_>) = marks.partition(|(name, ..)| name == elected);
+    let mark = (elected.to_owned(), Some("holder".to_owned()), Some(token.to_string()));
+    let alone = theirs == [mark] && others.len() == 2;
+    let unmarked = others.iter().all(|(_, label, token)| label.is_none() && token.is_none());
+    let expected = format!("{elected} alone to have the label, and the token {token}");
+    expect(alone && unmarked, expected, || format!("{theirs:?}, {others:?}"))?;
+
+    let slices = stage.object("-n shop endpointslices -l kubernetes.io/service-name=ledger")?;
+    let routed: Vec<&str> = items(&slices)
+        .flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten())
+        .map(|endpoint| endpoint["targetRef"]["name"].as_str().unwrap_or_default())
+        .collect();
+    expect(routed == [elected], format!("{elected} to be the Service's endpoint"), || {
+        slices.to_string()
+    })?;
+    Ok(token)
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
 }
 
 fn patch_paused(stage: &Stage, screen: &Screen, paused: bool) -> Result<(), DemoError> {
@@ -268,16 +427,22 @@ fn holds_lease(stage: &Stage, replica: &str) -> Result<bool, DemoError> {
 /// once, and for the second time only seconds later.
 fn adopted(leader: &Replica) -> bool {
     let renewals = leader.metric("consul_lock_renewals_total{result=\"ok\"}");
-    renewals.is_some_and(|renewals| renewals >= HELD.len() as f64)
+    renewals.is_some_and(|renewals| renewals >= all_held().count() as f64)
 }
 
 fn claims(stage: &Stage) -> Result<Vec<Claim>, DemoError> {
-    HELD.iter().map(|name| stage.claim(name)).collect()
+    all_held().map(|name| stage.claim(name)).collect()
+}
+
+/// What is held since a pod was elected.
+fn all_held() -> impl Iterator<Item = &'static str> {
+    HELD.into_iter().chain([ELECTS])
 }
 
 fn same_tenure(before: &Claim, after: &Claim) -> Result<(), DemoError> {
     let tenure = |claim: &Claim| {
-        (claim.phase().to_owned(), claim.session().to_owned(), claim.token(), claim.transitions())
+        let names = [claim.phase(), claim.session(), claim.pod()].map(str::to_owned);
+        (names, claim.token(), claim.transitions())
     };
     let expected = format!("{} to be in the same tenure as before: {before}", after.name);
     expect(tenure(before) == tenure(after), expected, || after.to_string())

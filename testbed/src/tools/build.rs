@@ -14,6 +14,9 @@ use crate::{folder, reaper, say};
 /// A build takes minutes; on a slow machine a quarter of an hour.
 const BUILD_PATIENCE: Duration = Duration::from_secs(45 * 60);
 
+/// What a build that is not of Go alone needs to be there.
+const CGO_NEEDS: &str = " (it needs Debian's packages gcc, pkg-config and libseccomp-dev)";
+
 /// A tool's place in the cache.
 pub(super) struct Cached {
     tool: Tool,
@@ -82,7 +85,8 @@ impl Cached {
         if !self.run_go(&aside, &log)? {
             let output = folder::tail(&log);
             let module = self.source.clone();
-            return Err(ToolError::Build { tool: self.tool.name(), module, output });
+            let needs = if self.tool.module().cgo { CGO_NEEDS } else { "" };
+            return Err(ToolError::Build { tool: self.tool.name(), module, needs, output });
         }
         fs::rename(&aside, &self.folder).map_err(|error| self.io(error))
     }
@@ -106,11 +110,12 @@ impl Cached {
             Command::new("go")
                 .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath"])
                 .arg(format!("-ldflags={}", module.ldflags))
+                .arg(format!("-tags={}", module.tags))
                 .arg("-o")
                 .arg(format!("{}/", aside.display()))
                 .arg(module.package)
                 .current_dir(&self.source)
-                .env("CGO_ENABLED", "0")
+                .env("CGO_ENABLED", if module.cgo { "1" } else { "0" })
                 .env("GOWORK", "off")
                 .process_group(0)
                 .stdin(Stdio::null())
@@ -165,6 +170,8 @@ fn hash_of(module: &Module, source: &Path) -> io::Result<u64> {
     files.retain(|file| file.extension().is_some_and(|kind| kind == "go" || is_pin(file)));
     files.sort();
     let mut hash = fnv(0xcbf2_9ce4_8422_2325, module.ldflags.as_bytes());
+    hash = fnv(hash, module.tags.as_bytes());
+    hash = fnv(hash, if module.cgo { b"cgo".as_slice() } else { &[] });
     for file in files {
         hash = fnv(hash, &fs::read(file)?);
     }

@@ -34,12 +34,14 @@ pub enum ToolError {
         module: PathBuf,
     },
     /// The build failed.
-    #[error("cannot build {tool} in {module}:\n{output}")]
+    #[error("cannot build {tool} in {module}{needs}:\n{output}")]
     Build {
         /// What was to be built.
         tool: &'static str,
         /// Its module.
         module: PathBuf,
+        /// What it needs beside Go, if anything.
+        needs: &'static str,
         /// The end of what `go build` printed.
         output: String,
     },
@@ -69,6 +71,34 @@ pub enum Tool {
     Kubectl,
     /// Holds a key through Consul's own Go client; see `benches/peers/api-lock`.
     ApiLock,
+    /// Elects a leader with client-go; see `benches/peers/leader-election`.
+    LeaderElection,
+    /// Plays nodes: pods on them count as running, without a kubelet.
+    Kwok,
+    /// The loops behind Deployments, Jobs, EndpointSlices, service accounts.
+    KubeControllerManager,
+    /// Gives pods their node.
+    KubeScheduler,
+    /// Runs a node's pods.
+    Kubelet,
+    /// Makes Services work on a node.
+    KubeProxy,
+    /// Runs the kubelet's containers.
+    Containerd,
+    /// What containerd keeps beside each pod.
+    ContainerdShim,
+    /// containerd's own command line.
+    Ctr,
+    /// What the shim makes containers with.
+    Runc,
+    /// The network plugin that gives a pod its link.
+    CniPtp,
+    /// The network plugin for a pod's loopback.
+    CniLoopback,
+    /// The network plugin that hands out addresses.
+    CniHostLocal,
+    /// What runs in the pods of tests; see `testbed/backend`.
+    Backend,
 }
 
 /// A Go module of ours that builds one tool or several.
@@ -79,38 +109,88 @@ struct Module {
     /// What `go build` builds.
     package: &'static str,
     ldflags: &'static str,
+    /// Build tags, separated by commas.
+    tags: &'static str,
+    /// Whether it needs a C compiler, `pkg-config` and libseccomp's headers.
+    cgo: bool,
     /// How long a first build takes on two cores, for people who wait.
     takes: &'static str,
 }
 
+/// What most have in common.
+const PLAIN: Module = Module {
+    name: "",
+    folder: "",
+    package: "tool",
+    ldflags: "-s -w",
+    tags: "",
+    cgo: false,
+    takes: "a minute",
+};
 const CONSUL: Module = Module {
     name: "consul",
     folder: "tools/consul",
-    package: "tool",
     ldflags: "-s -w -X github.com/hashicorp/consul/version.GitDescribe=v1.21.0",
     takes: "4 to 8 minutes",
+    ..PLAIN
 };
-const ETCD: Module = Module {
-    name: "etcd",
-    folder: "tools/etcd",
-    package: "tool",
-    ldflags: "-s -w",
-    takes: "a minute",
-};
+const ETCD: Module = Module { name: "etcd", folder: "tools/etcd", ..PLAIN };
 const KUBERNETES: Module = Module {
     name: "kubernetes",
     folder: "tools/kubernetes",
-    package: "tool",
-    ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3",
+    ldflags: KUBERNETES_VERSION,
     takes: "4 to 6 minutes",
+    ..PLAIN
+};
+/// Apart from [`KUBERNETES`], so that who runs no node builds none.
+const KUBERNETES_NODE: Module = Module {
+    name: "kubernetes-node",
+    folder: "tools/kubernetes-node",
+    ldflags: KUBERNETES_VERSION,
+    takes: "3 to 6 minutes",
+    ..PLAIN
+};
+const CONTAINERD: Module = Module {
+    name: "containerd",
+    folder: "tools/containerd",
+    ldflags: "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2",
+    tags: "no_btrfs,no_zfs,no_devmapper", // they need headers, and nobody here uses them
+    ..PLAIN
+};
+const CNI: Module = Module { name: "cni", folder: "tools/cni", ..PLAIN };
+const RUNC: Module = Module {
+    name: "runc",
+    folder: "tools/runc",
+    tags: "seccomp",
+    cgo: true, // it enters namespaces in C before Go starts, and uses libseccomp
+    takes: "half a minute",
+    ..PLAIN
 };
 const API_LOCK: Module = Module {
     name: "api-lock",
     folder: "benches/peers/api-lock",
     package: ".",
-    ldflags: "-s -w",
     takes: "a few seconds",
+    ..PLAIN
 };
+const LEADER_ELECTION: Module = Module {
+    name: "leader-election",
+    folder: "benches/peers/leader-election",
+    package: ".",
+    takes: "a minute",
+    ..PLAIN
+};
+const KWOK: Module = Module { name: "kwok", folder: "tools/kwok", takes: "2 minutes", ..PLAIN };
+const BACKEND: Module = Module {
+    name: "backend",
+    folder: "testbed/backend",
+    package: ".",
+    takes: "a few seconds",
+    ..PLAIN
+};
+
+/// What Kubernetes' programs say they are.
+const KUBERNETES_VERSION: &str = "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3";
 
 /// Which versions on PATH will do.
 struct Fitting {
@@ -123,9 +203,25 @@ struct Fitting {
 }
 
 impl Tool {
-    /// All of them.
-    pub const ALL: [Tool; 5] =
-        [Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock];
+    /// What every machine needs.
+    pub const SERVERS: &[Tool] =
+        &[Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock, Tool::Kwok];
+
+    /// What a machine needs in addition that runs a [`crate::Cluster`].
+    pub const NODE: &[Tool] = &[
+        Tool::KubeControllerManager,
+        Tool::KubeScheduler,
+        Tool::Kubelet,
+        Tool::KubeProxy,
+        Tool::Containerd,
+        Tool::ContainerdShim,
+        Tool::Ctr,
+        Tool::Runc,
+        Tool::CniPtp,
+        Tool::CniLoopback,
+        Tool::CniHostLocal,
+        Tool::Backend,
+    ];
 
     /// What people call it.
     #[must_use]
@@ -136,6 +232,20 @@ impl Tool {
             Tool::KubeApiserver => "kube-apiserver",
             Tool::Kubectl => "kubectl",
             Tool::ApiLock => "api-lock",
+            Tool::LeaderElection => "leader-election",
+            Tool::Kwok => "kwok",
+            Tool::KubeControllerManager => "kube-controller-manager",
+            Tool::KubeScheduler => "kube-scheduler",
+            Tool::Kubelet => "kubelet",
+            Tool::KubeProxy => "kube-proxy",
+            Tool::Containerd => "containerd",
+            Tool::ContainerdShim => "containerd-shim-runc-v2",
+            Tool::Ctr => "ctr",
+            Tool::Runc => "runc",
+            Tool::CniPtp => "ptp",
+            Tool::CniLoopback => "loopback",
+            Tool::CniHostLocal => "host-local",
+            Tool::Backend => "backend",
         }
     }
 
@@ -176,7 +286,7 @@ impl Tool {
         let why = match self.fitting().map(|fitting| fitting.look()) {
             Some(Look::Fits(path)) => return Ok(path),
             Some(Look::DoesNotFit(why)) => why,
-            None => "it is part of this repository".to_owned(),
+            None => "it is not looked for on PATH".to_owned(),
         };
         cached.build(&why)
     }
@@ -187,6 +297,15 @@ impl Tool {
             Tool::Etcd => &ETCD,
             Tool::KubeApiserver | Tool::Kubectl => &KUBERNETES,
             Tool::ApiLock => &API_LOCK,
+            Tool::LeaderElection => &LEADER_ELECTION,
+            Tool::Kwok => &KWOK,
+            Tool::KubeControllerManager | Tool::KubeScheduler | Tool::Kubelet | Tool::KubeProxy => {
+                &KUBERNETES_NODE
+            }
+            Tool::Containerd | Tool::ContainerdShim | Tool::Ctr => &CONTAINERD,
+            Tool::Runc => &RUNC,
+            Tool::CniPtp | Tool::CniLoopback | Tool::CniHostLocal => &CNI,
+            Tool::Backend => &BACKEND,
         }
     }
 
@@ -203,9 +322,23 @@ impl Tool {
         let (version_args, major, minor, skew): (&[&str], _, _, _) = match self {
             Tool::Consul => (&["version"], 1, 21, 0),
             Tool::Etcd => (&["--version"], 3, 6, 0),
-            Tool::KubeApiserver => (&["--version"], 1, 36, 0),
+            Tool::KubeApiserver
+            | Tool::KubeControllerManager
+            | Tool::KubeScheduler
+            | Tool::Kubelet
+            | Tool::KubeProxy => (&["--version"], 1, 36, 0),
             Tool::Kubectl => (&["version", "--client"], 1, 36, 1),
-            Tool::ApiLock => return None,
+            Tool::Kwok => (&["--version"], 0, 8, 0),
+            Tool::Containerd | Tool::Ctr => (&["--version"], 2, 4, 0),
+            Tool::ContainerdShim => (&["-v"], 2, 4, 0),
+            Tool::Runc => (&["--version"], 1, 5, 1),
+            // Ours, or nothing that lies on PATH.
+            Tool::ApiLock
+            | Tool::LeaderElection
+            | Tool::CniPtp
+            | Tool::CniLoopback
+            | Tool::CniHostLocal
+            | Tool::Backend => return None,
         };
         Some(Fitting { program: self.name(), version_args, major, minor, skew })
     }
@@ -247,7 +380,7 @@ pub fn repository() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_owned()
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
@@ -287,6 +420,11 @@ mod tests {
         assert_eq!(first("Consul v1.21.0+ent\nBuild Date 1970-01-01"), Some((1, 21)));
         assert_eq!(first("etcd Version: 3.6.6\nGit SHA: x"), Some((3, 6)));
         assert_eq!(first("Client Version: v1.36.3\nKustomize Version: v5.8.1"), Some((1, 36)));
+        assert_eq!(first("Kubernetes v1.36.3"), Some((1, 36)));
+        assert_eq!(first("containerd github.com/containerd/containerd/v2 v2.4.2 "), Some((2, 4)));
+        assert_eq!(first("containerd-shim-runc-v2:\n  Version:  v2.4.2"), Some((2, 4)));
+        assert_eq!(first("kwok version v0.8.0 go1.26.8 (linux/amd64)"), Some((0, 8)));
+        assert_eq!(first("runc version 1.5.2\nspec: 1.3.0"), Some((1, 5)));
         assert_eq!(first("no version here"), None);
     }
 

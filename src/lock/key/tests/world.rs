@@ -65,6 +65,7 @@ enum Turn {
     StrangerReleases,
     LockDelay(bool),
     Want(bool),
+    HandOver,
     Value,
     Retry,
     Pass(u8),
@@ -168,18 +169,20 @@ impl World {
                 Event::Rewritten(self.write(Some(locked)))
             }
             Effect::RewriteKey => Event::RewriteRefused,
-            Effect::BeginAnew if self.holder() == ours => {
+            Effect::BeginAnew { index } | Effect::ReleaseKey { index }
+                if self.holder() == ours && index != self.key_index =>
+            {
+                Event::ReleaseRefused
+            }
+            Effect::BeginAnew { .. } if self.holder() == ours => {
                 self.write(Some(Entry { holder: None, ..locked }));
                 Event::Locked(self.write(Some(locked)))
-            }
-            Effect::ReleaseKey { index } if self.holder() == ours && index != self.key_index => {
-                Event::ReleaseRefused
             }
             Effect::ReleaseKey { .. } if self.holder() == ours => {
                 let free = Entry { holder: None, is_lock: true, value: 0 };
                 Event::Released(Some(self.write(Some(free))))
             }
-            Effect::BeginAnew | Effect::ReleaseKey { .. } => Event::Released(None),
+            Effect::BeginAnew { .. } | Effect::ReleaseKey { .. } => Event::Released(None),
         })
     }
 
@@ -385,6 +388,7 @@ impl World {
                 let stand = Want::Stand(EndReason::Paused);
                 self.on(Event::Wanted(if wanted { Want::Contend } else { stand }));
             }
+            Turn::HandOver => self.on(Event::HandOver(EndReason::PodDied)),
             Turn::Retry => self.on(Event::Retry),
             Turn::Pass(tenths) => self.now = self.now + S / 10 * u32::from(tenths),
             _ => self.meddle(turn),
@@ -478,6 +482,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         2 => Just(Turn::StrangerReleases),
         1 => any::<bool>().prop_map(Turn::LockDelay),
         2 => any::<bool>().prop_map(Turn::Want),
+        2 => Just(Turn::HandOver),
         1 => Just(Turn::Value),
         1 => Just(Turn::Retry),
         4 => (0u8..30).prop_map(Turn::Pass),

@@ -1,0 +1,533 @@
+//! What is to become of a claim's pods and of its traffic. Pure.
+//!
+//! The order of a change of leader is: endpoint away, label away, key moves, label and token on the
+//! new pod, its gate opened, endpoint there. A [`Course`] is carried out in the order of its fields, the keepers
+//! between `strip` and `dress`; what the present tenure does not cover yet waits for the next walk.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::discovery::v1::EndpointSlice, apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Resource, ResourceExt};
+
+use super::{
+    electorate::{Electorate, Standing},
+    observe::Seen,
+};
+use crate::{
+    api::{self, ConsulLock, GateSettings},
+    clock::Instant,
+    election::{
+        self, Badged, Candidate, Choice, Election, GatePolicy, Leader, Origin, Present, Refusal,
+        Rules, Run, SLICE_TOKEN_ANNOTATION, Slices, Strategy,
+    },
+    keeper::Stance,
+    lock::EndReason,
+    names::FencingToken,
+};
+
+/// What is to be done about the pods and the traffic.
+#[derive(Debug, PartialEq)]
+pub(super) struct Course {
+    /// Slices to be emptied or removed.
+    pub(super) retreat: Vec<Retreat>,
+    /// Pods to be relieved of label and token.
+    pub(super) strip: Vec<Strip>,
+    /// What is wanted of the key; `None`: nothing is decided.
+    pub(super) stance: Option<Stance>,
+    /// What the present tenure is to record when it ends.
+    pub(super) at_end: Option<(FencingToken, Vec<u8>)>,
+    /// Jobs to be removed, for their firing has run already.
+    pub(super) remove: Vec<Remove>,
+    /// A pod to be given label and token.
+    pub(super) dress: Option<Dress>,
+    /// A pod whose gate is to be opened.
+    pub(super) open: Option<Open>,
+    /// Slices to be given an endpoint.
+    pub(super) advance: Vec<Advance>,
+    /// What the status is to tell of it.
+    pub(super) told: Told,
+    /// The tenure has lasted for `acquire.maxHold`, and its pod knows.
+    pub(super) max_hold_is_over: bool,
+    /// When time alone changes something.
+    pub(super) again: Option<Instant>,
+}
+
+/// A slice that is not to have an endpoint.
+#[derive(Debug, PartialEq)]
+pub(super) enum Retreat {
+    /// Leave it there without one. The slice as it is to be, for one that is not there yet, so that
+    /// a creation under way comes to nothing.
+    Empty(EndpointSlice),
+    /// Remove it.
+    Delete(EndpointSlice),
+}
+
+/// A pod that is not, or not any more, to carry label and token.
+#[derive(Debug, PartialEq)]
+pub(super) struct Strip {
+    pub(super) pod: Arc<str>,
+    pub(super) uid: Arc<str>,
+    /// Its tenure was lost, and the claim wants such a pod deleted.
+    pub(super) delete: bool,
+}
+
+/// The pod that is to carry label and token.
+#[derive(Debug, PartialEq)]
+pub(super) struct Dress {
+    pub(super) pod: Arc<str>,
+    pub(super) uid: Arc<str>,
+    pub(super) token: FencingToken,
+    /// The pod's version of which this was decided.
+    pub(super) over: Option<String>,
+}
+
+/// A Job whose firing has run already, and its pod that waits at the gate.
+#[derive(Debug, PartialEq)]
+pub(super) struct Remove {
+    pub(super) job: Arc<str>,
+    pub(super) uid: Arc<str>,
+    pub(super) scheduled: Timestamp,
+    /// Where it ran, in words.
+    pub(super) place: String,
+}
+
+/// The pod that is to start.
+#[derive(Debug, PartialEq)]
+pub(super) struct Open {
+    pub(super) pod: Arc<str>,
+    pub(super) uid: Arc<str>,
+}
+
+impl Dress {
+    /// What the pod carries then.
+    pub(super) fn badged(&self) -> Badged {
+        Badged {
+            pod: Arc::clone(&self.pod),
+            uid: Arc::clone(&self.uid),
+            labelled: true,
+            token: Some(self.token.to_string()),
+            deleting: false,
+        }
+    }
+}
+
+/// A slice that is to have an endpoint: a new one, or one that has the version that it replaces.
+#[derive(Debug, PartialEq)]
+pub(super) struct Advance {
+    pub(super) slice: EndpointSlice,
+    /// The same without an endpoint.
+    pub(super) blank: EndpointSlice,
+}
+
+/// What the status is to tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Told {
+    /// How the election went, if there was one.
+    pub(super) election: Option<Election>,
+    /// What is needed and has not been listed.
+    pub(super) unlisted: Option<&'static str>,
+    /// The record of runs cannot be read, so nothing starts.
+    pub(super) unreadable: Option<String>,
+    /// How the traffic is routed, if it is to be.
+    pub(super) routing: Option<Routing>,
+}
+
+/// How the traffic of a claim's Service is routed.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Routing {
+    /// Services and slices have not been listed.
+    Unknown,
+    /// The Service may not be routed.
+    Refused(Refusal),
+    /// To nobody, for this reason.
+    Nowhere(&'static str),
+    /// To this pod.
+    To(Arc<str>),
+    /// To this pod, but for something that it lacks.
+    Partly { pod: Arc<str>, lacks: String },
+}
+
+impl Told {
+    /// Why nobody may be elected, if that is so.
+    pub(super) fn nobody(&self) -> Option<&str> {
+        match self.election.as_ref().map(|election| &election.choice) {
+            Some(Choice::Nobody { message, .. }) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// What a claim may do about its key.
+pub(super) enum May<'a> {
+    /// Contend, by these settings.
+    Contend(&'a api::Settings),
+    /// Look on.
+    StandBy(&'a api::Settings),
+    /// Nothing: whatever it holds is given up.
+    Nothing,
+    /// Whether it may contend is not known: everything stays as it is.
+    Undecided(&'a api::Settings),
+}
+
+/// What is to be done about the pods and the traffic of a claim.
+pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) -> Course {
+    let pods = &seen.electorate;
+    let settings = match may {
+        May::Contend(settings) | May::StandBy(settings) | May::Undecided(settings) => {
+            Some(*settings)
+        }
+        May::Nothing => None,
+    };
+    let (stance, election) = stance(pods, may, now);
+    let max_hold = settings.and_then(|settings| settings.acquire.max_hold);
+    let holds_until = match &pods.standing {
+        Standing::Held { leader: Some(_), began, .. } => max_hold.map(|span| *began + span),
+        _ => None,
+    };
+    let max_hold_is_over = holds_until.is_some_and(|end| now >= end);
+    let wearer = wearer(pods, stance.as_ref(), matches!(may, May::Undecided(_)));
+    let wearer = wearer.filter(|_| !max_hold_is_over);
+    let delete_lost = settings.is_some_and(|settings| settings.delete_lost);
+    // It lost a tenure and got another before we saw it.
+    let is_doomed =
+        |uid: &str| delete_lost && pods.badges().any(|one| *one.uid == *uid && pods.has_lost(one));
+    let wearer = wearer.filter(|wearer| !is_doomed(&wearer.uid));
+    let traffic = route(seen, settings, wearer);
+    let again = election.as_ref().and_then(|election| election.again);
+    Course {
+        retreat: traffic.retreat,
+        strip: strip(pods, wearer, delete_lost),
+        at_end: at_end(seen, cluster),
+        remove: remove(pods, cluster),
+        dress: dress(pods, wearer),
+        open: open(pods, wearer, settings),
+        advance: traffic.advance,
+        told: Told {
+            unreadable: match &pods.runs_read {
+                Some(Err(unreadable)) => Some(unreadable.to_string()),
+                _ => None,
+            },
+            unlisted: settings.and_then(|settings| unlisted(pods, settings)),
+            election,
+            routing: traffic.told,
+        },
+        stance,
+        max_hold_is_over,
+        again: [again, holds_until.filter(|end| now < *end)].into_iter().flatten().min(),
+    }
+}
+
+fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Option<Election>) {
+    let settings = match may {
+        May::Contend(settings) | May::StandBy(settings) => settings,
+        May::Nothing | May::Undecided(_) => return (None, None),
+    };
+    let stands_by = matches!(may, May::StandBy(_));
+    let candidates = match &settings.candidates {
+        Some(candidates) => candidates,
+        None if stands_by => return (Some(Stance::StandBy(EndReason::Paused)), None),
+        None => return (Some(Stance::FOR_ITSELF), None),
+    };
+    let keep = |leader: &Arc<Leader>, instead| {
+        let leader = Some(Arc::clone(leader));
+        Some(Stance::Contend { leader, instead })
+    };
+    if unlisted(pods, settings).is_some() {
+        // Whoever held the key goes on until we know better: what it has is to be taken away first.
+        let stance = match &pods.standing {
+            Standing::Held { leader, .. } | Standing::Adopting { leader } => {
+                Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
+            }
+            Standing::None => None,
+        };
+        return (stance, None);
+    }
+    if stands_by {
+        return (Some(Stance::StandBy(EndReason::Paused)), None);
+    }
+    let election =
+        election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);
+    let stance = match &election.choice {
+        // That it has succeeded can be recorded only once the record was read.
+        _ if succeeded(pods).is_some() && pods.runs_read != Some(Ok(())) => {
+            pods.standing.leader().and_then(|leader| keep(leader, EndReason::PodFinished))
+        }
+        Choice::Keep(leader) => keep(leader, EndReason::NoCandidate),
+        Choice::Elect { leader, instead } => keep(leader, *instead),
+        Choice::Nobody { reason, .. } => Some(Stance::StandBy(*reason)),
+    };
+    (stance, Some(election))
+}
+
+/// What a claim's election needs and has not been listed.
+fn unlisted(pods: &Electorate, settings: &api::Settings) -> Option<&'static str> {
+    settings.candidates.as_ref()?;
+    if !pods.known {
+        Some("the pods")
+    } else if settings.service.is_some() && !pods.traffic.known {
+        Some("the Services or EndpointSlices")
+    } else {
+        None
+    }
+}
+
+fn rules(candidates: &api::CandidatesSettings) -> Rules {
+    Rules {
+        strategy: match candidates.by_priority {
+            true => Strategy::Priority,
+            false => Strategy::OldestReady,
+        },
+        preempt: candidates.preempt,
+        gate: candidates.gate.map(|gate| match gate {
+            GateSettings::EachInTurn => GatePolicy::EachInTurn,
+            GateSettings::OncePerSchedule => GatePolicy::OncePerSchedule,
+        }),
+        container: candidates.container.clone(),
+        unready_after: candidates.unready_after,
+        unreachable_after: candidates.unreachable_after,
+    }
+}
+
+/// Who may carry label and token: the leader of the present tenure, if it is to go on.
+fn wearer<'a>(
+    pods: &'a Electorate,
+    stance: Option<&Stance>,
+    undecided: bool,
+) -> Option<&'a Arc<Leader>> {
+    let leader = pods.standing.leader()?;
+    match stance {
+        Some(Stance::Contend { leader: Some(wanted), .. }) if wanted == leader => Some(leader),
+        None if undecided => Some(leader),
+        _ => None,
+    }
+}
+
+fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> Vec<Strip> {
+    let mut strip: Vec<Strip> = Vec::new();
+    for badged in pods.badges().filter(|one| wearer.is_none_or(|wearer| one.uid != wearer.uid)) {
+        let delete = delete_lost && !badged.deleting && pods.has_lost(badged);
+        match strip.iter_mut().find(|known| known.uid == badged.uid) {
+            Some(known) => known.delete |= delete,
+            None => strip.push(Strip {
+                pod: Arc::clone(&badged.pod),
+                uid: Arc::clone(&badged.uid),
+                delete,
+            }),
+        }
+    }
+    strip
+}
+
+fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
+    let (wearer, Standing::Held { token, .. }) = (wearer?, &pods.standing) else { return None };
+    let exists = pods.present.as_ref().is_some_and(|present| present.exists);
+    let shows = |badged: &Badged| badged.shows(&wearer.uid, *token);
+    // What we have written, the cache may not know yet.
+    let written = pods.worn.iter().any(|worn| {
+        worn.over.is_some() && worn.over == pods.leaders_version && shows(&worn.badged)
+    });
+    let wears = written || pods.badged.iter().any(shows);
+    (exists && !wears).then(|| Dress {
+        pod: Arc::clone(&wearer.pod),
+        uid: Arc::clone(&wearer.uid),
+        token: *token,
+        over: pods.leaders_version.clone(),
+    })
+}
+
+/// The run of the present leader, if it succeeded and a CronJob had made it for some time.
+fn succeeded(pods: &Electorate) -> Option<(&Candidate, &Arc<str>, Timestamp)> {
+    let pod = pods.present.as_ref()?.pod.as_ref().filter(|pod| pod.succeeded)?;
+    match &pod.origin {
+        Origin::Job { name, scheduled: Some(scheduled), .. } => Some((pod, name, *scheduled)),
+        _ => None,
+    }
+}
+
+fn at_end(seen: &Seen, cluster: &str) -> Option<(FencingToken, Vec<u8>)> {
+    let pods = &seen.electorate;
+    let (Standing::Held { token, .. }, Some(Ok(()))) = (&pods.standing, &pods.runs_read) else {
+        return None;
+    };
+    let (pod, job, scheduled) = succeeded(pods)?;
+    let run = Run {
+        scheduled,
+        cluster: cluster.to_owned(),
+        namespace: seen.object.namespace().unwrap_or_default(),
+        job: job.to_string(),
+        pod: pod.name.to_string(),
+        token: Run::token(*token),
+    };
+    Some((*token, pods.runs.with(run).write()))
+}
+
+/// The Jobs whose pods wait for what has been done; but for those that did it.
+fn remove(pods: &Electorate, cluster: &str) -> Vec<Remove> {
+    let waiting = pods.candidates.iter().filter(|pod| pod.gated && !pod.deleting);
+    let remove = waiting.filter_map(|pod| {
+        let Origin::Job { name, uid, scheduled: Some(scheduled) } = &pod.origin else {
+            return None;
+        };
+        let run = pods.runs.find(*scheduled)?;
+        let is_itself = run.is_some_and(|run| run.job == **name && run.cluster == cluster);
+        (!is_itself).then(|| Remove {
+            job: Arc::clone(name),
+            uid: Arc::clone(uid),
+            scheduled: *scheduled,
+            place: run.map_or_else(|| "a pod long ago".to_owned(), Run::place),
+        })
+    });
+    let mut remove: Vec<Remove> = remove.collect();
+    remove.dedup_by(|a, b| a.uid == b.uid);
+    remove
+}
+
+fn open(
+    pods: &Electorate,
+    wearer: Option<&Arc<Leader>>,
+    settings: Option<&api::Settings>,
+) -> Option<Open> {
+    let (wearer, Standing::Held { .. }) = (wearer?, &pods.standing) else { return None };
+    let present = pods.present.as_ref().filter(|present| present.exists)?;
+    let waits = present.pod.as_ref().is_some_and(|pod| pod.gated && !pod.deleting);
+    let gate = settings?.candidates.as_ref()?.gate?;
+    // What has run is known to the present tenure alone.
+    let may_run = match gate {
+        GateSettings::EachInTurn => true,
+        GateSettings::OncePerSchedule => pods.runs_read == Some(Ok(())),
+    };
+    (waits && may_run).then(|| Open { pod: Arc::clone(&wearer.pod), uid: Arc::clone(&wearer.uid) })
+}
+
+#[derive(Default)]
+struct Route {
+    retreat: Vec<Retreat>,
+    advance: Vec<Advance>,
+    told: Option<Routing>,
+}
+
+fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Leader>>) -> Route {
+    let (pods, traffic) = (&seen.electorate, &seen.electorate.traffic);
+    let remove_all = |told| {
+        let own = traffic.own.iter();
+        let mut retreat: Vec<_> = own.map(|slice| Retreat::Delete((**slice).clone())).collect();
+        let unseen = traffic.filled.iter().filter(|filled| {
+            !traffic.own.iter().any(|own| own.metadata.name == filled.metadata.name)
+        });
+        retreat.extend(unseen.cloned().map(Retreat::Empty));
+        Route { retreat, advance: Vec::new(), told }
+    };
+    if settings.is_none_or(|settings| settings.service.is_none()) {
+        return remove_all(None);
+    }
+    let leaving =
+        |present: &Present| !present.exists || present.pod.as_ref().is_none_or(|pod| pod.deleting);
+    // A pod that cannot be seen is not one that goes.
+    let leaving = pods.known && pods.present.as_ref().is_none_or(leaving);
+    // While a tenure is being adopted, whoever has the endpoint keeps it.
+    let target = wearer.filter(|_| !leaving);
+    if !traffic.known {
+        let retreat = empty(seen, target);
+        return Route { retreat, advance: Vec::new(), told: Some(Routing::Unknown) };
+    }
+    let service = traffic.service.as_deref();
+    if let Err(refusal) = election::may_route(service, &traffic.others) {
+        return remove_all(Some(Routing::Refused(refusal)));
+    }
+    let Some(service) = service else { return Route::default() };
+    let owner = owner(&seen.object);
+    let backend = pods.backend.as_ref().filter(|_| target.is_some());
+    let made = election::slices(service, &owner, backend);
+    let blank = election::slices(service, &owner, None);
+    let unwanted = traffic
+        .own
+        .iter()
+        .filter(|own| !made.slices.iter().any(|slice| slice.metadata.name == own.metadata.name));
+    let mut retreat = empty(seen, target);
+    retreat.extend(unwanted.map(|slice| Retreat::Delete((**slice).clone())));
+    let told = match (target, wearer) {
+        (Some(target), _) => told(&made, &target.pod),
+        (None, Some(_)) => Routing::Nowhere("the elected pod is going"),
+        (None, None) => Routing::Nowhere("no pod holds the key"),
+    };
+    let differing = made.slices.into_iter().zip(blank.slices).filter_map(|(slice, blank)| {
+        let own = traffic.own.iter().find(|own| own.metadata.name == slice.metadata.name);
+        let is_due = backend.is_some() && own.is_none_or(|own| !is_alike(own, &slice));
+        is_due.then(|| {
+            let version = own.and_then(|own| own.metadata.resource_version.clone());
+            let mut slice = slice;
+            slice.metadata.resource_version = version;
+            Advance { slice, blank }
+        })
+    });
+    Route { retreat, advance: differing.collect(), told: Some(told) }
+}
+
+/// The slices that have, or may have, an endpoint of somebody else than `target`.
+fn empty(seen: &Seen, target: Option<&Arc<Leader>>) -> Vec<Retreat> {
+    let traffic = &seen.electorate.traffic;
+    let mut retreat = Vec::new();
+    let is_target = |slice: &EndpointSlice| {
+        let uids = slice.endpoints.iter().map(|one| one.target_ref.as_ref()?.uid.as_deref());
+        target.is_some_and(|target| uids.into_iter().all(|uid| uid == Some(&*target.uid)))
+    };
+    for own in &traffic.own {
+        if !own.endpoints.is_empty() && !is_target(own) {
+            let mut blank = EndpointSlice { endpoints: Vec::new(), ..(**own).clone() };
+            blank.metadata.resource_version = None;
+            retreat.push(Retreat::Empty(blank));
+        }
+    }
+    for filled in traffic.filled.iter().filter(|_| target.is_none()) {
+        let known = |step: &Retreat| matches!(step, Retreat::Empty(blank) if blank.metadata.name == filled.metadata.name);
+        if !retreat.iter().any(known) {
+            retreat.push(Retreat::Empty(filled.clone()));
+        }
+    }
+    retreat
+}
+
+fn told(made: &Slices, pod: &Arc<str>) -> Routing {
+    let ports = &made.unresolved;
+    let families = &made.unaddressed;
+    let mut lacks = Vec::new();
+    if !ports.is_empty() {
+        lacks.push(format!("a container port named {}", ports.join(", ")));
+    }
+    if !families.is_empty() {
+        lacks.push(format!("an address of {}", families.join(", ")));
+    }
+    match lacks.is_empty() {
+        true => Routing::To(Arc::clone(pod)),
+        false => Routing::Partly { pod: Arc::clone(pod), lacks: lacks.join(" and ") },
+    }
+}
+
+/// Whether a slice is what it should be. The API server adds defaults to neither.
+fn is_alike(own: &EndpointSlice, wanted: &EndpointSlice) -> bool {
+    let token = |slice: &EndpointSlice| slice.annotations().get(SLICE_TOKEN_ANNOTATION).cloned();
+    own.endpoints == wanted.endpoints
+        && own.ports.as_deref().unwrap_or_default() == wanted.ports.as_deref().unwrap_or_default()
+        && own.address_type == wanted.address_type
+        && wanted.labels().iter().all(|(key, value)| own.labels().get(key) == Some(value))
+        && own.owner_references() == wanted.owner_references()
+        && token(own) == token(wanted)
+}
+
+fn owner(claim: &ConsulLock) -> OwnerReference {
+    OwnerReference {
+        api_version: ConsulLock::api_version(&()).into_owned(),
+        kind: ConsulLock::kind(&()).into_owned(),
+        name: claim.name_any(),
+        uid: claim.uid().unwrap_or_default(),
+        controller: Some(true),
+        // Asked for, it would take a right on the claims' finalizers.
+        block_owner_deletion: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,545 @@
+//! The election: whether the present leader goes on, and who follows.
+//!
+//! [`RULES`] is the specification of the first half: the reasons for which a leader is replaced, the
+//! first that answers wins. Times count from our own observation on our own clock, never from what
+//! another machine's wall clock says; so a controller that has just started waits once more.
+
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{Candidate, GatePolicy, Ineligible, Leader, Reach};
+use crate::{clock::Instant, lock::EndReason};
+
+/// How a claim wants its leader chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Who ranks first.
+    pub strategy: Strategy,
+    /// Whether a better candidate takes over from a living worse one.
+    pub preempt: bool,
+    /// The container whose end is the leader's; `None`: all.
+    pub container: Option<Arc<str>>,
+    /// Pods wait at a scheduling gate until they are elected, and lead until they have finished.
+    pub gate: Option<GatePolicy>,
+    /// A leader that is not Ready for this long steps down; `None`: never.
+    pub unready_after: Option<Duration>,
+    /// A leader that cannot be reached is replaced after this long; `None`: only on proof.
+    pub unreachable_after: Option<Duration>,
+}
+
+/// Who ranks first among the eligible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Who has been Ready for longest.
+    OldestReady,
+    /// Who has the highest priority; among equals, who has been Ready for longest.
+    Priority,
+}
+
+/// The leader of the present tenure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// Who it is.
+    pub leader: Arc<Leader>,
+    /// The pod: as it is, or as it was last seen before it went.
+    pub pod: Option<Candidate>,
+    /// Whether the pod exists.
+    pub exists: bool,
+    /// What is known of its node.
+    pub reach: Reach,
+    /// Since when it has been seen not Ready.
+    pub unready_since: Option<Instant>,
+    /// Since when it could not be reached: the node is away, or the pod is gone without proof.
+    pub unreachable_since: Option<Instant>,
+}
+
+/// What an election came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Election {
+    /// Who should lead.
+    pub choice: Choice,
+    /// How many candidates there are, and how many of them may be elected.
+    pub matching: usize,
+    /// See `matching`.
+    pub eligible: usize,
+    /// Who ranks first of them.
+    pub first: Option<Arc<str>>,
+    /// When time alone changes something.
+    pub again: Option<Instant>,
+}
+
+/// Who should lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The present leader.
+    Keep(Arc<Leader>),
+    /// This one.
+    Elect {
+        /// Who, and why it ranks first.
+        leader: Arc<Leader>,
+        /// Why the present leader, if there is one, is replaced.
+        instead: EndReason,
+    },
+    /// Nobody may be elected.
+    Nobody {
+        /// Why the present leader, if there is one, may not go on.
+        reason: EndReason,
+        /// What is wrong with the candidates.
+        message: String,
+    },
+}
+
+/// What a rule says of the present leader.
+enum Word {
+    /// It goes on, whatever the rules after this one would say.
+    Stays,
+    /// It is replaced.
+    Goes(EndReason),
+}
+
+type Rule = fn(&Present, &Ranking<'_>, &Rules, Instant) -> Option<Word>;
+
+const RULES: &[Rule] =
+    &[died, already_ran, unreachable, waits_for_its_end, unmatched, unready, outranked];
+
+/// Who should lead at `now`. `candidates`: all pods that match the claim's selector.
+pub fn elect(
+    candidates: &[Candidate],
+    present: Option<&Present>,
+    rules: &Rules,
+    now: Instant,
+) -> Election {
+    let ranking = Ranking::of(candidates, rules);
+    let choice = match present.map(|present| (present, word(present, &ranking, rules, now))) {
+        Some((present, Word::Stays)) => Choice::Keep(Arc::clone(&present.leader)),
+        Some((_, Word::Goes(reason))) => ranking.choose(rules, reason),
+        None => ranking.choose(rules, EndReason::NoCandidate),
+    };
+    Election {
+        matching: candidates.len(),
+        eligible: ranking.eligible.len(),
+        first: ranking.eligible.first().map(|first| Arc::clone(&first.name)),
+        again: match (&choice, present) {
+            (Choice::Keep(_), Some(present)) => again(present, rules, now),
+            _ => None,
+        },
+        choice,
+    }
+}
+
+fn word(present: &Present, ranking: &Ranking<'_>, rules: &Rules, now: Instant) -> Word {
+    let mut words = RULES.iter().filter_map(|rule| rule(present, ranking, rules, now));
+    words.next().unwrap_or(Word::Stays)
+}
+
+/// When the present leader is replaced unless something changes. Never what is over: a leader that
+/// is waited for is kept whatever the clock says.
+fn again(present: &Present, rules: &Rules, now: Instant) -> Option<Instant> {
+    let unreachable = present.unreachable_since.zip(rules.unreachable_after);
+    let unready = present.unready_since.zip(rules.unready_after);
+    let ends = [unreachable, unready].into_iter().flatten().map(|(since, after)| since + after);
+    ends.filter(|end| now < *end).min()
+}
+
+/// Proof of death. It is none that a pod is NotReady, Unknown or gone from the API server: only the
+/// kubelet knows what runs, or an operator who took the node out of service.
+fn died(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+    let pod = present.pod.as_ref();
+    let ended = pod.is_some_and(|pod| present.leader.has_ended(pod));
+    // Its last word came with the deletion, and no node had it.
+    let never_ran = !present.exists && pod.is_some_and(|pod| pod.node.is_none());
+    let deleted = !present.exists || pod.is_some_and(|pod| pod.deleting);
+    let finished = pod.is_some_and(|pod| pod.finished);
+    let proof = ended || never_ran || present.reach == Reach::OutOfService;
+    proof.then_some(Word::Goes(match (deleted, finished) {
+        (true, _) => EndReason::PodDeleted,
+        (false, true) => EndReason::PodFinished,
+        (false, false) => EndReason::PodDied,
+    }))
+}
+
+/// It was elected before anybody could know.
+fn already_ran(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+    let pod = present.pod.as_ref()?;
+    (pod.gated && pod.already_ran).then_some(Word::Goes(EndReason::AlreadyRan))
+}
+
+fn unreachable(present: &Present, _: &Ranking<'_>, rules: &Rules, now: Instant) -> Option<Word> {
+    let (since, after) = present.unreachable_since.zip(rules.unreachable_after)?;
+    (now >= since + after).then_some(Word::Goes(EndReason::PodUnreachable))
+}
+
+/// A leader that is on its way out, or out of sight, may be at work still.
+fn waits_for_its_end(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+    let deleting = present.pod.as_ref().is_none_or(|pod| pod.deleting);
+    (deleting || !present.exists || present.reach != Reach::Reachable).then_some(Word::Stays)
+}
+
+fn unmatched(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+    let matches = present.pod.as_ref().is_some_and(|pod| pod.matches);
+    (!matches).then_some(Word::Goes(EndReason::PodUnmatched))
+}
+
+fn unready(present: &Present, _: &Ranking<'_>, rules: &Rules, now: Instant) -> Option<Word> {
+    let (since, after) = present.unready_since.zip(rules.unready_after)?;
+    (now >= since + after).then_some(Word::Goes(EndReason::PodUnready))
+}
+
+/// A leader that is merely not ready is compared by priority alone: its standing among the ready
+/// ones is what `unreadyAfter` is for.
+fn outranked(present: &Present, ranking: &Ranking<'_>, rules: &Rules, _: Instant) -> Option<Word> {
+    let (pod, first) = (present.pod.as_ref()?, ranking.eligible.first()?);
+    let better = if pod.ready_since.is_some() {
+        first.uid != pod.uid && compare(first, pod, rules.strategy) == Ordering::Less
+    } else {
+        rules.strategy == Strategy::Priority && first.priority > pod.priority
+    };
+    (rules.preempt && better).then_some(Word::Goes(EndReason::Preempted))
+}
+
+/// The candidates that may be elected, the best first, and why the others may not.
+struct Ranking<'a> {
+    eligible: Vec<&'a Candidate>,
+    ineligible: BTreeMap<Ineligible, usize>,
+}
+
+impl<'a> Ranking<'a> {
+    fn of(candidates: &'a [Candidate], rules: &Rules) -> Ranking<'a> {
+        let mut ranking = Ranking { eligible: Vec::new(), ineligible: BTreeMap::new() };
+        for candidate in candidates {
+            let eligibility = match rules.gate {
+                Some(policy) => candidate.eligibility_at_gate(policy),
+                None => candidate.eligibility(rules.container.as_deref()),
+            };
+            match eligibility {
+                Ok(()) => ranking.eligible.push(candidate),
+                Err(why) => *ranking.ineligible.entry(why).or_default() += 1,
+            }
+        }
+        ranking.eligible.sort_by(|a, b| compare(a, b, rules.strategy));
+        ranking
+    }
+
+    fn choose(&self, rules: &Rules, reason: EndReason) -> Choice {
+        match self.eligible.first() {
+            Some(first) => {
+                let why = self.why(first, rules);
+                let leader = match rules.gate {
+                    Some(_) => Leader::of_whole_pod(first, &why),
+                    None => Leader::of(first, rules.container.as_deref(), &why),
+                };
+                Choice::Elect { leader: Arc::new(leader), instead: reason }
+            }
+            None => Choice::Nobody { reason, message: self.nobody() },
+        }
+    }
+
+    fn why(&self, first: &Candidate, rules: &Rules) -> String {
+        let count = self.eligible.len();
+        match (rules.strategy, count) {
+            (_, _) if rules.gate.is_some() && !first.gated => {
+                "the pod that is past the gate".to_owned()
+            }
+            (Strategy::OldestReady, 2..) if rules.gate.is_some() => {
+                format!("the oldest of {count} pods at the gate")
+            }
+            (_, 1) => "the only pod that may be elected".to_owned(),
+            (Strategy::OldestReady, _) => format!("ready for longest of {count} pods"),
+            (Strategy::Priority, _) => {
+                let priority = first.priority;
+                format!("first of {count} pods by priority ({priority}), then by age")
+            }
+        }
+    }
+
+    fn nobody(&self) -> String {
+        if self.ineligible.is_empty() {
+            return "no pod matches candidates.selector".to_owned();
+        }
+        let counts = self.ineligible.iter().map(|(why, count)| format!("{count} {why}"));
+        let counts = counts.collect::<Vec<_>>().join(", ");
+        format!("no pod that matches candidates.selector may be elected: {counts}")
+    }
+}
+
+/// Less is better. The name decides in the end, so that every replica decides alike.
+fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
+    let by_priority = match strategy {
+        Strategy::Priority => b.priority.cmp(&a.priority),
+        Strategy::OldestReady => Ordering::Equal,
+    };
+    // Who works already goes before those that wait for their turn; without a gate nobody waits.
+    let waits = a.gated.cmp(&b.gated);
+    let readiness = |one: &Candidate| one.ready_since.map_or((true, None), |at| (false, Some(at)));
+    let due = |one: &Candidate| one.origin.scheduled();
+    waits
+        .then(by_priority)
+        .then_with(|| due(a).cmp(&due(b)))
+        .then_with(|| readiness(a).cmp(&readiness(b)))
+        .then_with(|| a.created.cmp(&b.created))
+        .then_with(|| a.name.cmp(&b.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Origin,
+            candidate::{Container, gated, ready},
+        },
+        *,
+    };
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn at(second: u32) -> Instant {
+        Instant::from_boot(S * 1_000) + S * second
+    }
+
+    fn rules() -> Rules {
+        Rules {
+            strategy: Strategy::OldestReady,
+            preempt: false,
+            container: None,
+            gate: None,
+            unready_after: None,
+            unreachable_after: Some(S * 30),
+        }
+    }
+
+    fn present(pod: &Candidate) -> Present {
+        Present {
+            leader: Arc::new(Leader::of(pod, None, "")),
+            pod: Some(pod.clone()),
+            exists: true,
+            reach: pod.reach,
+            unready_since: None,
+            unreachable_since: None,
+        }
+    }
+
+    fn ended(pod: &Candidate) -> Candidate {
+        let end = |one: &Container| Container { terminated: true, ..one.clone() };
+        let containers = pod.containers.iter().map(end).collect();
+        Candidate { containers, ready_since: None, ..pod.clone() }
+    }
+
+    /// Whom the election picks, and why the last one goes.
+    fn chosen(election: &Election) -> (Option<&str>, Option<EndReason>) {
+        match &election.choice {
+            Choice::Keep(leader) => (Some(&*leader.pod), None),
+            Choice::Elect { leader, instead, .. } => (Some(&*leader.pod), Some(*instead)),
+            Choice::Nobody { reason, .. } => (None, Some(*reason)),
+        }
+    }
+
+    #[test]
+    fn who_has_been_ready_for_longest_is_elected() {
+        let pods = [ready("a", 9), ready("b", 3), ready("c", 5)];
+        let election = elect(&pods, None, &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::NoCandidate)));
+        assert_eq!((election.matching, election.eligible), (3, 3));
+        assert_eq!(election.first.as_deref(), Some("b"));
+        let Choice::Elect { leader, .. } = election.choice else { panic!() };
+        assert_eq!(&*leader.why, "ready for longest of 3 pods");
+    }
+
+    #[test]
+    fn priority_ranks_before_time_and_the_name_decides_in_the_end() {
+        let rules = Rules { strategy: Strategy::Priority, ..rules() };
+        let high = Candidate { priority: 7, ..ready("z", 9) };
+        let election = elect(&[ready("a", 1), high, ready("b", 1)], None, &rules, at(0));
+        assert_eq!(chosen(&election).0, Some("z"));
+        let election = elect(&[ready("b", 1), ready("a", 1)], None, &rules, at(0));
+        assert_eq!(chosen(&election).0, Some("a"));
+    }
+
+    #[test]
+    fn nobody_is_elected_where_nobody_may_be_and_it_is_said_why() {
+        let election = elect(&[], None, &rules(), at(0));
+        assert_eq!(chosen(&election), (None, Some(EndReason::NoCandidate)));
+        let unready = Candidate { ready_since: None, ..ready("a", 1) };
+        let away = Candidate { reach: Reach::Unreachable, ..ready("b", 1) };
+        let election = elect(&[unready.clone(), unready, away], None, &rules(), at(0));
+        let Choice::Nobody { message, .. } = election.choice else { panic!() };
+        assert!(message.ends_with("1 on a node that is away, 2 not ready"), "{message}");
+    }
+
+    #[test]
+    fn a_living_leader_stays_though_a_better_one_comes_unless_preempt_says_otherwise() {
+        let (worse, better) = (ready("a", 9), ready("b", 1));
+        let pods = [worse.clone(), better];
+        let election = elect(&pods, Some(&present(&worse)), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("a"), None));
+        let preempt = Rules { preempt: true, ..rules() };
+        let election = elect(&pods, Some(&present(&worse)), &preempt, at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::Preempted)));
+        let election = elect(&pods, Some(&present(&pods[1])), &preempt, at(0));
+        assert_eq!(chosen(&election), (Some("b"), None), "it ranks first itself");
+    }
+
+    #[test]
+    fn a_leader_that_is_merely_not_ready_keeps_the_lock_until_unready_after() {
+        let (pod, other) = (Candidate { ready_since: None, ..ready("a", 1) }, ready("b", 5));
+        let pods = [pod.clone(), other];
+        let since = Present { unready_since: Some(at(0)), ..present(&pod) };
+        let preempt = Rules { preempt: true, ..rules() };
+        for rules in [rules(), preempt] {
+            assert_eq!(chosen(&elect(&pods, Some(&since), &rules, at(999))), (Some("a"), None));
+        }
+        let rules = Rules { unready_after: Some(S * 60), ..rules() };
+        let election = elect(&pods, Some(&since), &rules, at(59));
+        assert_eq!((chosen(&election), election.again), ((Some("a"), None), Some(at(60))));
+        let election = elect(&pods, Some(&since), &rules, at(60));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodUnready)));
+    }
+
+    #[test]
+    fn proof_of_death_ends_a_tenure_at_once_and_the_same_pod_may_follow() {
+        let pod = ready("a", 1);
+        let dead = ended(&pod);
+        let mut now = present(&pod);
+        now.pod = Some(dead.clone());
+        let election = elect(&[dead, ready("b", 5)], Some(&now), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDied)));
+
+        let mut restarted = pod.clone();
+        restarted.containers[0].restarts = 1;
+        now.pod = Some(restarted.clone());
+        let election = elect(&[restarted.clone()], Some(&now), &rules(), at(0));
+        let Choice::Elect { leader, instead: EndReason::PodDied, .. } = election.choice else {
+            panic!("{election:?}")
+        };
+        assert_ne!(leader, now.leader, "another process");
+        let again = Present { leader, ..now };
+        assert_eq!(chosen(&elect(&[restarted], Some(&again), &rules(), at(0))), (Some("a"), None));
+    }
+
+    #[test]
+    fn a_deleted_leader_is_followed_on_proof_and_not_before() {
+        let pod = Candidate { deleting: true, ..ready("a", 1) };
+        let pods = [pod.clone(), ready("b", 5)];
+        let preempt = Rules { preempt: true, unready_after: Some(S), ..rules() };
+        let mut now = present(&ready("a", 1));
+        now.pod = Some(pod.clone());
+        now.unready_since = Some(at(0));
+        assert_eq!(chosen(&elect(&pods, Some(&now), &preempt, at(99))), (Some("a"), None));
+        now.pod = Some(ended(&pod));
+        let election = elect(&pods, Some(&now), &preempt, at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+        // The kubelet's last word came with the end of the object.
+        now.exists = false;
+        let election = elect(&pods[1..], Some(&now), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+    }
+
+    #[test]
+    fn what_is_over_is_not_waited_for() {
+        let deleting = Candidate { deleting: true, ready_since: None, ..ready("a", 1) };
+        let rules = Rules { unready_after: Some(S * 5), ..rules() };
+        let present = Present { unready_since: Some(at(0)), ..present(&deleting) };
+        let pods = [deleting];
+        assert_eq!(elect(&pods, Some(&present), &rules, at(4)).again, Some(at(5)));
+        let election = elect(&pods, Some(&present), &rules, at(9));
+        assert_eq!((chosen(&election), election.again), ((Some("a"), None), None));
+    }
+
+    #[test]
+    fn a_leader_out_of_reach_is_followed_after_unreachable_after_or_never() {
+        let pods = [ready("b", 5)];
+        let mut gone = present(&ready("a", 1));
+        gone.pod = None;
+        gone.exists = false;
+        gone.unreachable_since = Some(at(0));
+        let election = elect(&pods, Some(&gone), &rules(), at(29));
+        assert_eq!((chosen(&election), election.again), ((Some("a"), None), Some(at(30))));
+        let election = elect(&pods, Some(&gone), &rules(), at(30));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodUnreachable)));
+        let never = Rules { unreachable_after: None, ..rules() };
+        let election = elect(&pods, Some(&gone), &never, at(99_999));
+        assert_eq!((chosen(&election), election.again), ((Some("a"), None), None));
+        gone.reach = Reach::OutOfService;
+        let election = elect(&pods, Some(&gone), &never, at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+    }
+
+    #[test]
+    fn a_leader_that_matches_no_more_is_replaced() {
+        let pod = Candidate { matches: false, ..ready("a", 1) };
+        let election = elect(&[ready("b", 5)], Some(&present(&pod)), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodUnmatched)));
+    }
+
+    #[test]
+    fn the_end_of_a_sidecar_is_not_the_end_of_the_container_that_counts() {
+        let mut pod = ready("a", 1);
+        let sidecar = Container { name: "mesh".into(), ..pod.containers[0].clone() };
+        pod.containers.push(sidecar);
+        let rules = Rules { container: Some("app".into()), ..rules() };
+        let leader = Arc::new(Leader::of(&pod, Some("app"), ""));
+        let mut now = Present { leader, ..present(&pod) };
+        pod.containers[1].terminated = true;
+        now.pod = Some(pod.clone());
+        assert_eq!(chosen(&elect(&[pod.clone()], Some(&now), &rules, at(0))), (Some("a"), None));
+        pod.containers[0].terminated = true;
+        pod.ready_since = None;
+        now.pod = Some(pod.clone());
+        let election = elect(&[pod], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (None, Some(EndReason::PodDied)));
+    }
+
+    #[test]
+    fn gated_pods_have_their_turns_in_the_order_of_their_age() {
+        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
+        let pods = [gated("a", 9), gated("b", 3)];
+        let election = elect(&pods, None, &rules, at(0));
+        assert_eq!(chosen(&election).0, Some("b"));
+        // Past the gate, at work, restarting its container now and then.
+        let works = Candidate {
+            gated: false,
+            node: Some("n-1".into()),
+            containers: ended(&ready("b", 3)).containers,
+            ..pods[1].clone()
+        };
+        let leader = Arc::new(Leader::of_whole_pod(&pods[1], ""));
+        let now = Present { leader, ..present(&works) };
+        let all = [pods[0].clone(), works.clone()];
+        assert_eq!(chosen(&elect(&all, Some(&now), &rules, at(0))), (Some("b"), None));
+        let done = Candidate { finished: true, ..works.clone() };
+        let now = Present { pod: Some(done.clone()), ..now };
+        let election = elect(&[pods[0].clone(), done], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("a"), Some(EndReason::PodFinished)));
+        // A tenure was lost while it worked: nobody else starts beside it.
+        assert_eq!(chosen(&elect(&all, None, &rules, at(0))).0, Some("b"));
+    }
+
+    #[test]
+    fn a_gated_pod_that_was_deleted_before_it_ran_is_followed_at_once() {
+        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
+        let pod = gated("a", 1);
+        let leader = Arc::new(Leader::of_whole_pod(&pod, ""));
+        let mut now = Present { leader, exists: false, ..present(&pod) };
+        let election = elect(&[gated("b", 2)], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+        now.pod = None;
+        let election = elect(&[gated("b", 2)], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("a"), None), "nobody knows what became of it");
+    }
+
+    #[test]
+    fn the_oldest_firing_has_its_turn_first_whatever_the_age_of_its_pod() {
+        let rules = Rules { gate: Some(GatePolicy::OncePerSchedule), ..rules() };
+        let of = |name: &str, created, due| {
+            let scheduled = jiff::Timestamp::from_second(due).ok();
+            let (job, uid) = (name.into(), name.into());
+            let origin = Origin::Job { name: job, uid, scheduled };
+            Candidate { origin, ..gated(name, created) }
+        };
+        let pods = [of("new", 1, 120), of("old", 9, 60)];
+        assert_eq!(chosen(&elect(&pods, None, &rules, at(0))).0, Some("old"));
+        let done = Candidate { already_ran: true, ..pods[1].clone() };
+        let leader = Arc::new(Leader::of_whole_pod(&done, ""));
+        let now = Present { leader, ..present(&done) };
+        let election = elect(&[pods[0].clone(), done], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("new"), Some(EndReason::AlreadyRan)));
+    }
+}

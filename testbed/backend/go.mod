@@ -1,0 +1,3 @@
+module consullock.dev/testbed/backend
+
+go 1.24
