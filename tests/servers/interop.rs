@@ -312,6 +312,8 @@ async fn hand_over_to_and_fro(means: Means) {
         spans.push(peer.let_go(from).await);
     }
     ours.holds().await;
+    // Until whoever writes it down has seen the last of them, too.
+    until("the last span", || ours.spans.lock().unwrap().len() > ROUNDS).await;
     spans.extend(ours.end().await);
     assert_apart(spans);
 }
