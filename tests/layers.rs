@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("names", &[]),
     ("api", &["clock", "names"]),
     ("lock", &["api", "clock", "names"]),
-    ("election", &["clock", "lock", "names"]),
+    ("election", &["api", "clock", "lock", "names"]),
     ("telemetry", &["api", "clock", "lock", "names"]),
     ("consul", &["clock", "names"]),
     ("keeper", &["clock", "consul", "election", "lock", "names", "telemetry"]),

@@ -122,8 +122,8 @@ async fn give_way<C: Consul>(
     Ok(())
 }
 
-/// The second half: label and token on the pod, then its gate, then the endpoint; each only while the tenure may
-/// be relied on.
+/// The second half: label and token on the pod, then its gate, then the endpoint; each only while
+/// the tenure may be relied on.
 async fn take_place<C: Consul>(
     leader: &Leader<C>,
     seen: &Seen,
@@ -134,7 +134,10 @@ async fn take_place<C: Consul>(
     let holds = || {
         let view = leader.keepers.view(&seen.id);
         let token = view.and_then(|view| view.token(leader.clock.now()));
-        matches!(&seen.electorate.standing, Standing::Held { token: known, .. } if Some(*known) == token)
+        match &seen.electorate.standing {
+            Standing::Held { token: known, .. } => token == Some(*known),
+            _ => false,
+        }
     };
     for remove in &course.remove {
         leader.writer.remove_job(&namespace, remove).await.map_err(Error::RemoveJob)?;

@@ -1,8 +1,9 @@
 //! What is to become of a claim's pods and of its traffic. Pure.
 //!
 //! The order of a change of leader is: endpoint away, label away, key moves, label and token on the
-//! new pod, its gate opened, endpoint there. A [`Course`] is carried out in the order of its fields, the keepers
-//! between `strip` and `dress`; what the present tenure does not cover yet waits for the next walk.
+//! new pod, its gate opened, endpoint there. A [`Course`] is carried out in the order of its fields,
+//! the keepers between `strip` and `dress`; what the present tenure does not cover yet waits for the
+//! next walk.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ use crate::{
     api::{self, ConsulLock, GateSettings},
     clock::Instant,
     election::{
-        self, Badged, Candidate, Choice, Election, GatePolicy, Leader, Origin, Present, Refusal,
-        Rules, Run, SLICE_TOKEN_ANNOTATION, Slices, Strategy,
+        self, Badged, Candidate, Choice, Election, Leader, Origin, Present, Refusal, Run,
+        SLICE_TOKEN_ANNOTATION, Slices,
     },
     keeper::Stance,
     lock::EndReason,
@@ -248,8 +249,7 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
     if stands_by {
         return (Some(Stance::StandBy(EndReason::Paused)), None);
     }
-    let election =
-        election::elect(&pods.candidates, pods.present.as_ref(), &rules(candidates), now);
+    let election = election::elect(&pods.candidates, pods.present.as_ref(), candidates, now);
     let stance = match &election.choice {
         // That it has succeeded can be recorded only once the record was read.
         _ if succeeded(pods).is_some() && pods.runs_read != Some(Ok(())) => {
@@ -271,23 +271,6 @@ fn unlisted(pods: &Electorate, settings: &api::Settings) -> Option<&'static str>
         Some("the Services or EndpointSlices")
     } else {
         None
-    }
-}
-
-fn rules(candidates: &api::CandidatesSettings) -> Rules {
-    Rules {
-        strategy: match candidates.by_priority {
-            true => Strategy::Priority,
-            false => Strategy::OldestReady,
-        },
-        preempt: candidates.preempt,
-        gate: candidates.gate.map(|gate| match gate {
-            GateSettings::EachInTurn => GatePolicy::EachInTurn,
-            GateSettings::OncePerSchedule => GatePolicy::OncePerSchedule,
-        }),
-        container: candidates.container.clone(),
-        unready_after: candidates.unready_after,
-        unreachable_after: candidates.unreachable_after,
     }
 }
 
@@ -482,7 +465,10 @@ fn empty(seen: &Seen, target: Option<&Arc<Leader>>) -> Vec<Retreat> {
         }
     }
     for filled in traffic.filled.iter().filter(|_| target.is_none()) {
-        let known = |step: &Retreat| matches!(step, Retreat::Empty(blank) if blank.metadata.name == filled.metadata.name);
+        let known = |step: &Retreat| match step {
+            Retreat::Empty(blank) => blank.metadata.name == filled.metadata.name,
+            Retreat::Delete(_) => false,
+        };
         if !retreat.iter().any(known) {
             retreat.push(Retreat::Empty(filled.clone()));
         }

@@ -4,18 +4,11 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
+use crate::api::GateSettings;
+
 /// The scheduling gate that comes off an elected pod.
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/>
 pub const GATE: &str = "consullock.dev/held";
-
-/// Whose turn it is at a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GatePolicy {
-    /// Every pod has its turn.
-    EachInTurn,
-    /// Of what a CronJob made for one scheduled time, in whatever cluster, one run succeeds.
-    OncePerSchedule,
-}
 
 /// A pod that a claim may elect, or has elected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,12 +132,12 @@ impl Candidate {
     ///
     /// # Errors
     /// Why not.
-    pub fn eligibility_at_gate(&self, policy: GatePolicy) -> Result<(), Ineligible> {
+    pub fn eligibility_at_gate(&self, policy: GateSettings) -> Result<(), Ineligible> {
         if self.deleting {
             Err(Ineligible::Deleting)
         } else if self.finished {
             Err(Ineligible::Finished)
-        } else if policy == GatePolicy::OncePerSchedule && self.origin == Origin::UnknownJob {
+        } else if policy == GateSettings::OncePerSchedule && self.origin == Origin::UnknownJob {
             Err(Ineligible::UnknownJob)
         } else if self.gated && self.already_ran {
             Err(Ineligible::AlreadyRan)
@@ -251,27 +244,27 @@ mod tests {
     #[test]
     fn a_gated_pod_may_be_elected_while_it_waits_and_while_it_works() {
         let waits = gated("a", 0);
-        assert_eq!(waits.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
+        assert_eq!(waits.eligibility_at_gate(GateSettings::EachInTurn), Ok(()));
         assert_eq!(waits.eligibility(None), Err(Ineligible::NotReady), "by a claim without gate");
         let works = Candidate { gated: false, node: Some("n-1".into()), ..waits.clone() };
-        assert_eq!(works.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
+        assert_eq!(works.eligibility_at_gate(GateSettings::EachInTurn), Ok(()));
         let away = Candidate { reach: Reach::Unreachable, ..works.clone() };
-        assert_eq!(away.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::NodeAway));
+        assert_eq!(away.eligibility_at_gate(GateSettings::EachInTurn), Err(Ineligible::NodeAway));
         let done = Candidate { finished: true, ..works };
-        assert_eq!(done.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::Finished));
+        assert_eq!(done.eligibility_at_gate(GateSettings::EachInTurn), Err(Ineligible::Finished));
         let going = Candidate { deleting: true, ..waits };
-        assert_eq!(going.eligibility_at_gate(GatePolicy::EachInTurn), Err(Ineligible::Deleting));
+        assert_eq!(going.eligibility_at_gate(GateSettings::EachInTurn), Err(Ineligible::Deleting));
     }
 
     #[test]
     fn a_firing_that_has_run_is_not_run_again_and_one_that_is_not_known_waits() {
-        let once = GatePolicy::OncePerSchedule;
+        let once = GateSettings::OncePerSchedule;
         let done = Candidate { already_ran: true, ..gated("a", 0) };
         assert_eq!(done.eligibility_at_gate(once), Err(Ineligible::AlreadyRan));
         let works = Candidate { gated: false, ..done };
         assert_eq!(works.eligibility_at_gate(once), Ok(()), "it has begun");
         let unknown = Candidate { origin: Origin::UnknownJob, ..gated("a", 0) };
         assert_eq!(unknown.eligibility_at_gate(once), Err(Ineligible::UnknownJob));
-        assert_eq!(unknown.eligibility_at_gate(GatePolicy::EachInTurn), Ok(()));
+        assert_eq!(unknown.eligibility_at_gate(GateSettings::EachInTurn), Ok(()));
     }
 }

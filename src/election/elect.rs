@@ -4,36 +4,10 @@
 //! first that answers wins. Times count from our own observation on our own clock, never from what
 //! another machine's wall clock says; so a controller that has just started waits once more.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
-use super::{Candidate, GatePolicy, Ineligible, Leader, Reach};
-use crate::{clock::Instant, lock::EndReason};
-
-/// How a claim wants its leader chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// Who ranks first.
-    pub strategy: Strategy,
-    /// Whether a better candidate takes over from a living worse one.
-    pub preempt: bool,
-    /// The container whose end is the leader's; `None`: all.
-    pub container: Option<Arc<str>>,
-    /// Pods wait at a scheduling gate until they are elected, and lead until they have finished.
-    pub gate: Option<GatePolicy>,
-    /// A leader that is not Ready for this long steps down; `None`: never.
-    pub unready_after: Option<Duration>,
-    /// A leader that cannot be reached is replaced after this long; `None`: only on proof.
-    pub unreachable_after: Option<Duration>,
-}
-
-/// Who ranks first among the eligible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
-    /// Who has been Ready for longest.
-    OldestReady,
-    /// Who has the highest priority; among equals, who has been Ready for longest.
-    Priority,
-}
+use super::{Candidate, Ineligible, Leader, Reach};
+use crate::{api::CandidatesSettings, clock::Instant, lock::EndReason};
 
 /// The leader of the present tenure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,16 +70,17 @@ enum Word {
     Goes(EndReason),
 }
 
-type Rule = fn(&Present, &Ranking<'_>, &Rules, Instant) -> Option<Word>;
+type Rule = fn(&Present, &Ranking<'_>, &CandidatesSettings, Instant) -> Option<Word>;
 
 const RULES: &[Rule] =
     &[died, already_ran, unreachable, waits_for_its_end, unmatched, unready, outranked];
 
-/// Who should lead at `now`. `candidates`: all pods that match the claim's selector.
+/// Who should lead at `now`. `candidates`: all pods that match the claim's selector. `rules`: what
+/// the claim says beside it.
 pub fn elect(
     candidates: &[Candidate],
     present: Option<&Present>,
-    rules: &Rules,
+    rules: &CandidatesSettings,
     now: Instant,
 ) -> Election {
     let ranking = Ranking::of(candidates, rules);
@@ -126,14 +101,19 @@ pub fn elect(
     }
 }
 
-fn word(present: &Present, ranking: &Ranking<'_>, rules: &Rules, now: Instant) -> Word {
+fn word(
+    present: &Present,
+    ranking: &Ranking<'_>,
+    rules: &CandidatesSettings,
+    now: Instant,
+) -> Word {
     let mut words = RULES.iter().filter_map(|rule| rule(present, ranking, rules, now));
     words.next().unwrap_or(Word::Stays)
 }
 
 /// When the present leader is replaced unless something changes. Never what is over: a leader that
 /// is waited for is kept whatever the clock says.
-fn again(present: &Present, rules: &Rules, now: Instant) -> Option<Instant> {
+fn again(present: &Present, rules: &CandidatesSettings, now: Instant) -> Option<Instant> {
     let unreachable = present.unreachable_since.zip(rules.unreachable_after);
     let unready = present.unready_since.zip(rules.unready_after);
     let ends = [unreachable, unready].into_iter().flatten().map(|(since, after)| since + after);
@@ -142,7 +122,7 @@ fn again(present: &Present, rules: &Rules, now: Instant) -> Option<Instant> {
 
 /// Proof of death. It is none that a pod is NotReady, Unknown or gone from the API server: only the
 /// kubelet knows what runs, or an operator who took the node out of service.
-fn died(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+fn died(present: &Present, _: &Ranking<'_>, _: &CandidatesSettings, _: Instant) -> Option<Word> {
     let pod = present.pod.as_ref();
     let ended = pod.is_some_and(|pod| present.leader.has_ended(pod));
     // Its last word came with the deletion, and no node had it.
@@ -158,40 +138,70 @@ fn died(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Wor
 }
 
 /// It was elected before anybody could know.
-fn already_ran(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+fn already_ran(
+    present: &Present,
+    _: &Ranking<'_>,
+    _: &CandidatesSettings,
+    _: Instant,
+) -> Option<Word> {
     let pod = present.pod.as_ref()?;
     (pod.gated && pod.already_ran).then_some(Word::Goes(EndReason::AlreadyRan))
 }
 
-fn unreachable(present: &Present, _: &Ranking<'_>, rules: &Rules, now: Instant) -> Option<Word> {
+fn unreachable(
+    present: &Present,
+    _: &Ranking<'_>,
+    rules: &CandidatesSettings,
+    now: Instant,
+) -> Option<Word> {
     let (since, after) = present.unreachable_since.zip(rules.unreachable_after)?;
     (now >= since + after).then_some(Word::Goes(EndReason::PodUnreachable))
 }
 
 /// A leader that is on its way out, or out of sight, may be at work still.
-fn waits_for_its_end(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+fn waits_for_its_end(
+    present: &Present,
+    _: &Ranking<'_>,
+    _: &CandidatesSettings,
+    _: Instant,
+) -> Option<Word> {
     let deleting = present.pod.as_ref().is_none_or(|pod| pod.deleting);
     (deleting || !present.exists || present.reach != Reach::Reachable).then_some(Word::Stays)
 }
 
-fn unmatched(present: &Present, _: &Ranking<'_>, _: &Rules, _: Instant) -> Option<Word> {
+fn unmatched(
+    present: &Present,
+    _: &Ranking<'_>,
+    _: &CandidatesSettings,
+    _: Instant,
+) -> Option<Word> {
     let matches = present.pod.as_ref().is_some_and(|pod| pod.matches);
     (!matches).then_some(Word::Goes(EndReason::PodUnmatched))
 }
 
-fn unready(present: &Present, _: &Ranking<'_>, rules: &Rules, now: Instant) -> Option<Word> {
+fn unready(
+    present: &Present,
+    _: &Ranking<'_>,
+    rules: &CandidatesSettings,
+    now: Instant,
+) -> Option<Word> {
     let (since, after) = present.unready_since.zip(rules.unready_after)?;
     (now >= since + after).then_some(Word::Goes(EndReason::PodUnready))
 }
 
 /// A leader that is merely not ready is compared by priority alone: its standing among the ready
 /// ones is what `unreadyAfter` is for.
-fn outranked(present: &Present, ranking: &Ranking<'_>, rules: &Rules, _: Instant) -> Option<Word> {
+fn outranked(
+    present: &Present,
+    ranking: &Ranking<'_>,
+    rules: &CandidatesSettings,
+    _: Instant,
+) -> Option<Word> {
     let (pod, first) = (present.pod.as_ref()?, ranking.eligible.first()?);
     let better = if pod.ready_since.is_some() {
-        first.uid != pod.uid && compare(first, pod, rules.strategy) == Ordering::Less
+        first.uid != pod.uid && compare(first, pod, rules.by_priority) == Ordering::Less
     } else {
-        rules.strategy == Strategy::Priority && first.priority > pod.priority
+        rules.by_priority && first.priority > pod.priority
     };
     (rules.preempt && better).then_some(Word::Goes(EndReason::Preempted))
 }
@@ -203,7 +213,7 @@ struct Ranking<'a> {
 }
 
 impl<'a> Ranking<'a> {
-    fn of(candidates: &'a [Candidate], rules: &Rules) -> Ranking<'a> {
+    fn of(candidates: &'a [Candidate], rules: &CandidatesSettings) -> Ranking<'a> {
         let mut ranking = Ranking { eligible: Vec::new(), ineligible: BTreeMap::new() };
         for candidate in candidates {
             let eligibility = match rules.gate {
@@ -215,11 +225,11 @@ impl<'a> Ranking<'a> {
                 Err(why) => *ranking.ineligible.entry(why).or_default() += 1,
             }
         }
-        ranking.eligible.sort_by(|a, b| compare(a, b, rules.strategy));
+        ranking.eligible.sort_by(|a, b| compare(a, b, rules.by_priority));
         ranking
     }
 
-    fn choose(&self, rules: &Rules, reason: EndReason) -> Choice {
+    fn choose(&self, rules: &CandidatesSettings, reason: EndReason) -> Choice {
         match self.eligible.first() {
             Some(first) => {
                 let why = self.why(first, rules);
@@ -233,18 +243,18 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    fn why(&self, first: &Candidate, rules: &Rules) -> String {
+    fn why(&self, first: &Candidate, rules: &CandidatesSettings) -> String {
         let count = self.eligible.len();
-        match (rules.strategy, count) {
+        match (rules.by_priority, count) {
             (_, _) if rules.gate.is_some() && !first.gated => {
                 "the pod that is past the gate".to_owned()
             }
-            (Strategy::OldestReady, 2..) if rules.gate.is_some() => {
+            (false, 2..) if rules.gate.is_some() => {
                 format!("the oldest of {count} pods at the gate")
             }
             (_, 1) => "the only pod that may be elected".to_owned(),
-            (Strategy::OldestReady, _) => format!("ready for longest of {count} pods"),
-            (Strategy::Priority, _) => {
+            (false, _) => format!("ready for longest of {count} pods"),
+            (true, _) => {
                 let priority = first.priority;
                 format!("first of {count} pods by priority ({priority}), then by age")
             }
@@ -262,10 +272,10 @@ impl<'a> Ranking<'a> {
 }
 
 /// Less is better. The name decides in the end, so that every replica decides alike.
-fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
-    let by_priority = match strategy {
-        Strategy::Priority => b.priority.cmp(&a.priority),
-        Strategy::OldestReady => Ordering::Equal,
+fn compare(a: &Candidate, b: &Candidate, by_priority: bool) -> Ordering {
+    let by_priority = match by_priority {
+        true => b.priority.cmp(&a.priority),
+        false => Ordering::Equal,
     };
     // Who works already goes before those that wait for their turn; without a gate nobody waits.
     let waits = a.gated.cmp(&b.gated);
@@ -281,6 +291,10 @@ fn compare(a: &Candidate, b: &Candidate, strategy: Strategy) -> Ordering {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use kube::core::Selector;
+
     use super::{
         super::{
             Origin,
@@ -288,6 +302,7 @@ mod tests {
         },
         *,
     };
+    use crate::api::GateSettings;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -295,9 +310,11 @@ mod tests {
         Instant::from_boot(S * 1_000) + S * second
     }
 
-    fn rules() -> Rules {
-        Rules {
-            strategy: Strategy::OldestReady,
+    fn rules() -> CandidatesSettings {
+        CandidatesSettings {
+            selector: Selector::default(),
+            label: None,
+            by_priority: false,
             preempt: false,
             container: None,
             gate: None,
@@ -345,7 +362,7 @@ mod tests {
 
     #[test]
     fn priority_ranks_before_time_and_the_name_decides_in_the_end() {
-        let rules = Rules { strategy: Strategy::Priority, ..rules() };
+        let rules = CandidatesSettings { by_priority: true, ..rules() };
         let high = Candidate { priority: 7, ..ready("z", 9) };
         let election = elect(&[ready("a", 1), high, ready("b", 1)], None, &rules, at(0));
         assert_eq!(chosen(&election).0, Some("z"));
@@ -370,7 +387,7 @@ mod tests {
         let pods = [worse.clone(), better];
         let election = elect(&pods, Some(&present(&worse)), &rules(), at(0));
         assert_eq!(chosen(&election), (Some("a"), None));
-        let preempt = Rules { preempt: true, ..rules() };
+        let preempt = CandidatesSettings { preempt: true, ..rules() };
         let election = elect(&pods, Some(&present(&worse)), &preempt, at(0));
         assert_eq!(chosen(&election), (Some("b"), Some(EndReason::Preempted)));
         let election = elect(&pods, Some(&present(&pods[1])), &preempt, at(0));
@@ -382,11 +399,11 @@ mod tests {
         let (pod, other) = (Candidate { ready_since: None, ..ready("a", 1) }, ready("b", 5));
         let pods = [pod.clone(), other];
         let since = Present { unready_since: Some(at(0)), ..present(&pod) };
-        let preempt = Rules { preempt: true, ..rules() };
+        let preempt = CandidatesSettings { preempt: true, ..rules() };
         for rules in [rules(), preempt] {
             assert_eq!(chosen(&elect(&pods, Some(&since), &rules, at(999))), (Some("a"), None));
         }
-        let rules = Rules { unready_after: Some(S * 60), ..rules() };
+        let rules = CandidatesSettings { unready_after: Some(S * 60), ..rules() };
         let election = elect(&pods, Some(&since), &rules, at(59));
         assert_eq!((chosen(&election), election.again), ((Some("a"), None), Some(at(60))));
         let election = elect(&pods, Some(&since), &rules, at(60));
@@ -418,7 +435,7 @@ mod tests {
     fn a_deleted_leader_is_followed_on_proof_and_not_before() {
         let pod = Candidate { deleting: true, ..ready("a", 1) };
         let pods = [pod.clone(), ready("b", 5)];
-        let preempt = Rules { preempt: true, unready_after: Some(S), ..rules() };
+        let preempt = CandidatesSettings { preempt: true, unready_after: Some(S), ..rules() };
         let mut now = present(&ready("a", 1));
         now.pod = Some(pod.clone());
         now.unready_since = Some(at(0));
@@ -435,7 +452,7 @@ mod tests {
     #[test]
     fn what_is_over_is_not_waited_for() {
         let deleting = Candidate { deleting: true, ready_since: None, ..ready("a", 1) };
-        let rules = Rules { unready_after: Some(S * 5), ..rules() };
+        let rules = CandidatesSettings { unready_after: Some(S * 5), ..rules() };
         let present = Present { unready_since: Some(at(0)), ..present(&deleting) };
         let pods = [deleting];
         assert_eq!(elect(&pods, Some(&present), &rules, at(4)).again, Some(at(5)));
@@ -454,7 +471,7 @@ mod tests {
         assert_eq!((chosen(&election), election.again), ((Some("a"), None), Some(at(30))));
         let election = elect(&pods, Some(&gone), &rules(), at(30));
         assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodUnreachable)));
-        let never = Rules { unreachable_after: None, ..rules() };
+        let never = CandidatesSettings { unreachable_after: None, ..rules() };
         let election = elect(&pods, Some(&gone), &never, at(99_999));
         assert_eq!((chosen(&election), election.again), ((Some("a"), None), None));
         gone.reach = Reach::OutOfService;
@@ -474,7 +491,7 @@ mod tests {
         let mut pod = ready("a", 1);
         let sidecar = Container { name: "mesh".into(), ..pod.containers[0].clone() };
         pod.containers.push(sidecar);
-        let rules = Rules { container: Some("app".into()), ..rules() };
+        let rules = CandidatesSettings { container: Some("app".into()), ..rules() };
         let leader = Arc::new(Leader::of(&pod, Some("app"), ""));
         let mut now = Present { leader, ..present(&pod) };
         pod.containers[1].terminated = true;
@@ -489,7 +506,7 @@ mod tests {
 
     #[test]
     fn gated_pods_have_their_turns_in_the_order_of_their_age() {
-        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
+        let rules = CandidatesSettings { gate: Some(GateSettings::EachInTurn), ..rules() };
         let pods = [gated("a", 9), gated("b", 3)];
         let election = elect(&pods, None, &rules, at(0));
         assert_eq!(chosen(&election).0, Some("b"));
@@ -514,7 +531,7 @@ mod tests {
 
     #[test]
     fn a_gated_pod_that_was_deleted_before_it_ran_is_followed_at_once() {
-        let rules = Rules { gate: Some(GatePolicy::EachInTurn), ..rules() };
+        let rules = CandidatesSettings { gate: Some(GateSettings::EachInTurn), ..rules() };
         let pod = gated("a", 1);
         let leader = Arc::new(Leader::of_whole_pod(&pod, ""));
         let mut now = Present { leader, exists: false, ..present(&pod) };
@@ -527,7 +544,7 @@ mod tests {
 
     #[test]
     fn the_oldest_firing_has_its_turn_first_whatever_the_age_of_its_pod() {
-        let rules = Rules { gate: Some(GatePolicy::OncePerSchedule), ..rules() };
+        let rules = CandidatesSettings { gate: Some(GateSettings::OncePerSchedule), ..rules() };
         let of = |name: &str, created, due| {
             let scheduled = jiff::Timestamp::from_second(due).ok();
             let (job, uid) = (name.into(), name.into());
