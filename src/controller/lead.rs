@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, mpsc};
 use tracing::Instrument;
 
 use super::{
-    Error, Leader,
+    Caches, Error, Leader,
     apply::{Applied, apply},
     cache::{Cached, ObjectName, Touched},
     events::news,
@@ -80,13 +80,7 @@ impl<C: Consul> Leader<C> {
         let _series = ClaimSeries(Arc::clone(&self.metrics));
         self.report_tightest();
         let caches = Arc::clone(&self.caches);
-        let mut claims = caches.claims.subscribe();
-        let mut namespaces = caches.namespaces.subscribe();
-        let mut pods = caches.pods.subscribe();
-        let mut nodes = caches.nodes.subscribe();
-        let mut services = caches.services.subscribe();
-        let mut slices = caches.slices.subscribe();
-        let mut jobs = caches.jobs.subscribe();
+        let mut changes = Changes::of(&caches);
         caches.claims.wait_until_synced().await;
         // Each is news when it comes: claims may have waited for no more than that.
         let others: [BoxFuture<'_, ()>; 6] = [
@@ -123,49 +117,10 @@ impl<C: Consul> Leader<C> {
                     Some(id) => desk.add_all(self.ledger.name_of(&id), self.clock.now()),
                     None => return LeadError::KeepersGone,
                 },
-                touched = claims.recv() => {
-                    match self.concerned(touched, |touched| self.bearers(touched)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = namespaces.recv() => {
-                    let within = |namespace: &Touched| caches.claims.names(Some(&namespace.name.name));
-                    match self.concerned(touched, within) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = pods.recv() => {
-                    match self.concerned(touched, |pod| self.askers(&pod.keys)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = nodes.recv() => {
-                    match self.concerned(touched, |node| self.on_node(&node.name.name)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = services.recv() => {
-                    match self.concerned(touched, |service| self.askers(&service.keys)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = slices.recv() => {
-                    match self.concerned(touched, |slice| self.askers(&slice.keys)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
-                touched = jobs.recv() => {
-                    match self.concerned(touched, |job| self.of_job(&job.keys)) {
-                        Some(names) => desk.add_all(names, self.clock.now()),
-                        None => return LeadError::CachesGone,
-                    }
-                }
+                concerned = self.next_change(&mut changes) => match concerned {
+                    Some(names) => desk.add_all(names, self.clock.now()),
+                    None => return LeadError::CachesGone,
+                },
                 Some(()) = others.next() => {
                     desk.add_all(caches.claims.names(None), self.clock.now());
                 }
@@ -181,23 +136,27 @@ impl<C: Consul> Leader<C> {
         }
     }
 
-    /// The claims that a change concerns; all of them, after changes were missed; `None`: there are
-    /// no more changes.
-    fn concerned(
-        &self,
-        touched: Result<Touched, broadcast::error::RecvError>,
-        by: impl FnOnce(&Touched) -> Vec<ObjectName>,
-    ) -> Option<Vec<ObjectName>> {
-        match touched {
-            Ok(touched) => Some(by(&touched)),
-            Err(broadcast::error::RecvError::Lagged(_)) => Some(self.caches.claims.names(None)),
+    /// Waits for a change in a cache. The claims that it concerns; all of them, after changes were
+    /// missed; `None`: there are no more changes. Cancel-safe.
+    async fn next_change(&self, changes: &mut Changes) -> Option<Vec<ObjectName>> {
+        let claims = &self.caches.claims;
+        let concerned = tokio::select! {
+            biased; // the claims themselves first
+            claim = changes.claims.recv() => claim.map(|claim| vec![claim.name]),
+            namespace = changes.namespaces.recv() => {
+                namespace.map(|namespace| claims.names(Some(&namespace.name.name)))
+            }
+            pod = changes.pods.recv() => pod.map(|pod| self.askers(&pod.keys)),
+            node = changes.nodes.recv() => node.map(|node| self.on_node(&node.name.name)),
+            service = changes.services.recv() => service.map(|service| self.askers(&service.keys)),
+            slice = changes.slices.recv() => slice.map(|slice| self.askers(&slice.keys)),
+            job = changes.jobs.recv() => job.map(|job| self.of_job(&job.keys)),
+        };
+        match concerned {
+            Ok(names) => Some(names),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(claims.names(None)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
-    }
-
-    /// The claim itself.
-    fn bearers(&self, claim: &Touched) -> Vec<ObjectName> {
-        vec![claim.name.clone()]
     }
 
     /// The claims that have asked for one of these keys, and those whose badge is among them,
@@ -381,6 +340,31 @@ fn stopping(observed: &Observed, plan: &Plan) -> Option<Instant> {
     use super::plan::FormerStep;
     let stopping = plan.former.iter().any(|(_, step)| *step != FormerStep::Forget);
     stopping.then(|| observed.now + STOPPING_AGAIN)
+}
+
+/// What changes in the caches from now on.
+struct Changes {
+    claims: broadcast::Receiver<Touched>,
+    namespaces: broadcast::Receiver<Touched>,
+    pods: broadcast::Receiver<Touched>,
+    nodes: broadcast::Receiver<Touched>,
+    services: broadcast::Receiver<Touched>,
+    slices: broadcast::Receiver<Touched>,
+    jobs: broadcast::Receiver<Touched>,
+}
+
+impl Changes {
+    fn of(caches: &Caches) -> Changes {
+        Changes {
+            claims: caches.claims.subscribe(),
+            namespaces: caches.namespaces.subscribe(),
+            pods: caches.pods.subscribe(),
+            nodes: caches.nodes.subscribe(),
+            services: caches.services.subscribe(),
+            slices: caches.slices.subscribe(),
+            jobs: caches.jobs.subscribe(),
+        }
+    }
 }
 
 /// Which claims are due, and how often in a row their walks failed.
