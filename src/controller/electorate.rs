@@ -207,11 +207,12 @@ pub(super) fn electorate<C: Consul>(
         matching.map(|pod| seen(pod, true)).collect()
     });
     let selects = |pod: &Pod| wanted.is_some_and(|wanted| wanted.selector.matches(pod.labels()));
-    let present = standing.leader().map(|elected| {
-        let (pod, exists) = find(caches, &elected.uid);
+    let leaders_pod = standing.leader().map(|elected| find(caches, &elected.uid));
+    let present = standing.leader().zip(leaders_pod.as_ref()).map(|(elected, (pod, exists))| {
+        let exists = *exists;
         let node = pod.as_ref().and_then(|pod| pod.node()).or_else(|| elected.node.clone());
         let reach = reach(caches, node.as_deref());
-        let pod = pod.map(|pod| seen(&pod, selects(&pod)));
+        let pod = pod.as_ref().map(|pod| seen(pod, selects(pod)));
         let unready = exists && pod.as_ref().is_some_and(|pod| pod.ready_since.is_none());
         let away = !exists || reach == Reach::Unreachable;
         let (unready_since, unreachable_since) =
@@ -219,15 +220,15 @@ pub(super) fn electorate<C: Consul>(
         let leader = Arc::clone(elected);
         Present { leader, pod, exists, reach, unready_since, unreachable_since }
     });
-    let leaders_pod = standing.leader().and_then(|elected| find(caches, &elected.uid).0);
+    let (leaders_pod, exists) = leaders_pod.unwrap_or_default();
     Electorate {
+        backend: leaders_pod.as_deref().filter(|_| exists).and_then(|pod| backend(pod, &standing)),
         leaders_version: leaders_pod.and_then(|pod| pod.resource_version()),
         badged: badged(caches, name),
         worn: leader.ledger.worn(id),
         lost: lost(view, claim.status.as_ref(), now),
         known: caches.pods.is_synced() && (!once || caches.jobs.is_synced()),
         candidates: candidates.unwrap_or_default(),
-        backend: backend(caches, &standing),
         traffic: traffic(caches, leader.ledger.filled(id), &name.namespace, claim, settings),
         present,
         runs,
@@ -282,9 +283,8 @@ fn reach(caches: &Caches, node: Option<&str>) -> Reach {
     }
 }
 
-fn backend(caches: &Caches, standing: &Standing) -> Option<Backend> {
-    let Standing::Held { leader: Some(leader), token, .. } = standing else { return None };
-    let pod = caches.pods.by(&kinds::uid(&leader.uid)).pop()?;
+fn backend(pod: &Pod, standing: &Standing) -> Option<Backend> {
+    let Standing::Held { token, .. } = standing else { return None };
     let candidate = pod.candidate(true, Reach::Reachable);
     Some(Backend {
         pod: candidate.name,
