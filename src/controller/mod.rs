@@ -259,9 +259,8 @@ impl<C: Consul> Controller<C> {
 
     /// The same, but whenever a term ends `bequeath` is given the sessions that should live on.
     #[must_use]
-    pub fn bequeathing(mut self, bequeath: Bequeath) -> Controller<C> {
-        self.bequeath = bequeath;
-        self
+    pub fn bequeathing(self, bequeath: Bequeath) -> Controller<C> {
+        Controller { bequeath, ..self }
     }
 
     /// Takes what is left to chance from `jitter`, so that a simulation can repeat itself.

@@ -230,9 +230,8 @@ impl Writer {
         remove: &Remove,
     ) -> Result<(), WriteError> {
         let jobs: Api<Job> = Api::namespaced(self.client.clone(), namespace);
-        let uid = Some(remove.uid.to_string());
-        let preconditions = Some(Preconditions { uid, resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        let propagation_policy = DeleteParams::background().propagation_policy;
+        let params = DeleteParams { propagation_policy, ..only_of(Some(remove.uid.to_string())) };
         done_if_gone(self.attempt(jobs.delete(&remove.job, &params)).await.map(drop))
     }
 
