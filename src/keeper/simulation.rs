@@ -488,26 +488,13 @@ fn strike(
     }
 }
 
-/// Runs seeds on all cores; returns those that `bad` picks, with what they came to.
+/// Runs seeds of a kind; returns those that `bad` picks, with what they came to.
 fn search(
     seeds: std::ops::Range<u64>,
     kind: Kind,
     bad: fn(&Outcome) -> bool,
 ) -> Vec<(u64, Outcome)> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores)
-            .map(|worker| {
-                let mine = seeds.clone().skip(worker).step_by(cores);
-                scope.spawn(move || {
-                    mine.map(|seed| (seed, run(seed, kind)))
-                        .filter(|(_, outcome)| bad(outcome))
-                        .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
-    })
+    testbed::seeds::search(seeds, |seed| run(seed, kind), bad)
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod ports;
 mod process;
 mod proxy;
 mod run;
+pub mod seeds;
 
 pub mod reaper;
 pub mod tools;
