@@ -14,9 +14,7 @@ use crate::{
 
 #[tokio::test]
 async fn who_has_been_ready_for_longest_gets_label_token_and_the_only_endpoint() {
-    let site = Site::new("elect").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("elect").await;
     cast.service("billing", json!({})).await;
     for (pod, second) in [("a", 9), ("b", 3), ("c", 5)] {
         cast.ready(pod, second).await;
@@ -54,9 +52,7 @@ async fn who_has_been_ready_for_longest_gets_label_token_and_the_only_endpoint()
 
 #[tokio::test]
 async fn a_dead_leader_is_followed_at_once_and_its_restarted_container_is_an_ordinary_candidate() {
-    let site = Site::new("died").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("died").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -85,9 +81,7 @@ async fn a_dead_leader_is_followed_at_once_and_its_restarted_container_is_an_ord
 
 #[tokio::test]
 async fn a_deleted_leader_loses_its_endpoint_at_once_and_the_key_on_proof() {
-    let site = Site::new("deleted").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("deleted").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -108,9 +102,7 @@ async fn a_deleted_leader_loses_its_endpoint_at_once_and_the_key_on_proof() {
 
 #[tokio::test]
 async fn a_leader_out_of_reach_is_followed_after_unreachable_after_and_never_without_proof() {
-    let site = Site::new("unreachable").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("unreachable").await;
     cast.ready("a", 1).await;
     site.create("soon", candidates(json!({ "unreachableAfter": "1s" }))).await;
     site.create("never", candidates(json!({ "unreachableAfter": "never" }))).await;
@@ -132,9 +124,7 @@ async fn a_leader_out_of_reach_is_followed_after_unreachable_after_and_never_wit
 
 #[tokio::test]
 async fn a_leader_on_a_node_that_is_away_is_followed_by_a_pod_elsewhere() {
-    let site = Site::new("node-away").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("node-away").await;
     cast.ready("a", 1).await;
     site.create("lock", candidates(json!({ "unreachableAfter": "1s" }))).await;
     let first = cast.led_by("lock", "a").await;
@@ -148,9 +138,7 @@ async fn a_leader_on_a_node_that_is_away_is_followed_by_a_pod_elsewhere() {
 
 #[tokio::test]
 async fn a_leader_that_is_merely_not_ready_keeps_the_lock_and_shows_as_not_ready() {
-    let site = Site::new("unready").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("unready").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -172,9 +160,7 @@ async fn a_leader_that_is_merely_not_ready_keeps_the_lock_and_shows_as_not_ready
 
 #[tokio::test]
 async fn a_claim_with_nobody_eligible_gives_the_key_up() {
-    let site = Site::new("nobody").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("nobody").await;
     cast.ready("a", 1).await;
     site.create("lock", candidates(json!({}))).await;
     let first = cast.led_by("lock", "a").await;
@@ -197,9 +183,7 @@ async fn a_claim_with_nobody_eligible_gives_the_key_up() {
 
 #[tokio::test]
 async fn a_better_candidate_takes_over_where_it_may() {
-    let site = Site::new("preempt").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("preempt").await;
     cast.with("a", 1, json!({ "consullock.dev/priority": "1" })).await;
     let by_priority = json!({ "strategy": "Priority" });
     site.create("patient", candidates(by_priority.clone())).await;
@@ -216,9 +200,7 @@ async fn a_better_candidate_takes_over_where_it_may() {
 
 #[tokio::test]
 async fn a_pod_that_matches_no_more_is_replaced() {
-    let site = Site::new("unmatched").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("unmatched").await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
     site.create("lock", candidates(json!({}))).await;
@@ -231,9 +213,7 @@ async fn a_pod_that_matches_no_more_is_replaced() {
 
 #[tokio::test]
 async fn pausing_takes_label_and_endpoint_away_and_deleting_leaves_nothing() {
-    let site = Site::new("parting").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("parting").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     site.create("lock", routed(json!({}))).await;
@@ -256,9 +236,7 @@ async fn pausing_takes_label_and_endpoint_away_and_deleting_leaves_nothing() {
 
 #[tokio::test]
 async fn max_hold_moves_endpoint_and_label_before_the_key() {
-    let site = Site::new("max-hold").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("max-hold").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     let mut spec = routed(json!({}));
@@ -272,9 +250,7 @@ async fn max_hold_moves_endpoint_and_label_before_the_key() {
 
 #[tokio::test]
 async fn a_leader_that_lost_its_session_loses_its_endpoint_and_is_deleted_if_asked_for() {
-    let site = Site::new("lost").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("lost").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     let mut spec = routed(json!({}));
@@ -302,9 +278,7 @@ async fn a_leader_that_lost_its_session_loses_its_endpoint_and_is_deleted_if_ask
 
 #[tokio::test]
 async fn a_lost_leader_that_is_not_to_be_deleted_is_unlabelled_and_may_lead_again() {
-    let site = Site::new("unlabel").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("unlabel").await;
     cast.ready("a", 1).await;
     site.create("lock", candidates(json!({}))).await;
     let first = cast.led_by("lock", "a").await;
@@ -318,9 +292,7 @@ async fn a_lost_leader_that_is_not_to_be_deleted_is_unlabelled_and_may_lead_agai
 
 #[tokio::test]
 async fn what_a_crash_left_on_other_pods_is_found_and_removed() {
-    let site = Site::new("leftovers").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("leftovers").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -351,9 +323,7 @@ async fn what_a_crash_left_on_other_pods_is_found_and_removed() {
 
 #[tokio::test]
 async fn a_leader_that_died_while_no_controller_ran_is_followed() {
-    let site = Site::new("died-unseen").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("died-unseen").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -370,9 +340,7 @@ async fn a_leader_that_died_while_no_controller_ran_is_followed() {
 
 #[tokio::test]
 async fn a_service_that_others_route_is_left_alone_and_the_condition_says_why() {
-    let site = Site::new("routing").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("routing").await;
     cast.ready("a", 1).await;
     site.create("lock", routed(json!({}))).await;
     let token = cast.led_by("lock", "a").await;
@@ -409,9 +377,7 @@ async fn a_service_that_others_route_is_left_alone_and_the_condition_says_why() 
 
 #[tokio::test]
 async fn two_claims_of_one_service_do_not_both_route_it() {
-    let site = Site::new("rivals").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("rivals").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     site.create("first", routed(json!({}))).await;
@@ -464,9 +430,7 @@ async fn the_same_claim_in_two_clusters_is_one_election_and_each_shows_the_other
 
 #[tokio::test]
 async fn nothing_is_written_about_pods_while_nothing_changes() {
-    let site = Site::new("calm").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("calm").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;

@@ -13,7 +13,7 @@ use crate::{
     witness::{What, Witness},
 };
 
-async fn patch_pod(cast: &Cast<'_>, pod: &str, metadata: Value) {
+async fn patch_pod(cast: &Cast, pod: &str, metadata: Value) {
     let patch = Patch::Merge(json!({ "metadata": metadata }));
     cast.pods.patch(pod, &PatchParams::default(), &patch).await.unwrap();
 }
@@ -31,9 +31,7 @@ async fn not_synced(site: &Site, claim: &str, reason: &str) -> String {
 
 #[tokio::test]
 async fn a_badge_that_somebody_changes_by_hand_is_put_right() {
-    let site = Site::new("badge-by-hand").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("badge-by-hand").await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
     site.create("lock", candidates(json!({}))).await;
@@ -57,9 +55,7 @@ async fn a_badge_that_somebody_changes_by_hand_is_put_right() {
 
 #[tokio::test]
 async fn a_slice_that_somebody_edits_or_deletes_is_put_right() {
-    let site = Site::new("slice-by-hand").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("slice-by-hand").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -100,9 +96,7 @@ async fn a_slice_that_somebody_edits_or_deletes_is_put_right() {
 
 #[tokio::test]
 async fn a_pod_recreated_under_the_same_name_is_another_leader() {
-    let site = Site::new("recreated").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("recreated").await;
     cast.service("billing", json!({})).await;
     cast.ready("a-0", 1).await;
     site.create("lock", routed(json!({ "unreachableAfter": "1s" }))).await;
@@ -143,9 +137,7 @@ async fn a_pod_recreated_under_the_same_name_is_another_leader() {
 
 #[tokio::test]
 async fn candidates_may_be_given_to_a_held_claim_and_taken_from_it() {
-    let site = Site::new("added").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("added").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     site.create("lock", json!({ "session": { "lockDelay": "0s" } })).await;
@@ -176,9 +168,7 @@ async fn candidates_may_be_given_to_a_held_claim_and_taken_from_it() {
 
 #[tokio::test]
 async fn another_selector_moves_the_lock_only_if_the_leader_does_not_match_it() {
-    let site = Site::new("selector").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("selector").await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
     patch_pod(&cast, "a", json!({ "labels": { "tier": "one" } })).await;
@@ -210,9 +200,7 @@ async fn another_selector_moves_the_lock_only_if_the_leader_does_not_match_it() 
 
 #[tokio::test]
 async fn another_service_gets_the_endpoint_and_the_last_one_loses_it() {
-    let site = Site::new("service").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("service").await;
     cast.service("billing", json!({})).await;
     cast.service("web", json!({})).await;
     cast.ready("a", 1).await;
@@ -243,9 +231,7 @@ async fn another_service_gets_the_endpoint_and_the_last_one_loses_it() {
 
 #[tokio::test]
 async fn a_port_that_the_pod_does_not_name_is_told_and_the_others_are_routed() {
-    let site = Site::new("ports").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("ports").await;
     let port = |name: &str, target: &str| json!({ "name": name, "port": 80, "targetPort": target });
     let mut ports = vec![port("http", "web"), port("metrics", "metrics")];
     ports[1]["port"] = json!(81);
@@ -275,9 +261,7 @@ async fn a_port_that_the_pod_does_not_name_is_told_and_the_others_are_routed() {
 
 #[tokio::test]
 async fn a_service_of_two_families_has_a_slice_for_each_and_one_pod_in_both() {
-    let site = Site::new("families").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("families").await;
     cast.service("billing", json!({ "ipFamilyPolicy": "RequireDualStack" })).await;
     let service: Service = cast.services.get("billing").await.unwrap();
     assert_eq!(service.spec.unwrap().ip_families.unwrap(), ["IPv4", "IPv6"]);
@@ -315,9 +299,7 @@ async fn a_service_of_two_families_has_a_slice_for_each_and_one_pod_in_both() {
 
 #[tokio::test]
 async fn the_end_of_a_sidecar_is_no_end_and_a_pod_without_the_container_is_not_elected() {
-    let site = Site::new("sidecar").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("sidecar").await;
     cast.with_containers("plain", 1, &["other"]).await;
     cast.with_containers("a", 2, &["app", "mesh"]).await;
     site.create("lock", candidates(json!({ "container": "app" }))).await;
@@ -354,9 +336,7 @@ async fn the_end_of_a_sidecar_is_no_end_and_a_pod_without_the_container_is_not_e
 
 #[tokio::test]
 async fn all_containers_have_to_end_where_none_is_named() {
-    let site = Site::new("containers").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("containers").await;
     cast.with_containers("a", 1, &["app", "web"]).await;
     site.create("lock", candidates(json!({}))).await;
     let first = cast.led_by("lock", "a").await;
@@ -377,9 +357,7 @@ async fn all_containers_have_to_end_where_none_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slice_that_somebody_else_writes_all_the_time_ends_right() {
-    let site = Site::new("slice-scribbled").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("slice-scribbled").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -422,9 +400,7 @@ async fn a_slice_that_somebody_else_writes_all_the_time_ends_right() {
 
 #[tokio::test]
 async fn a_slice_of_that_name_that_is_not_ours_is_left_alone() {
-    let site = Site::new("slice-name").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("slice-name").await;
     cast.service("billing", json!({})).await;
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",

@@ -43,9 +43,7 @@ fn dressed(pod: &str, token: u64) -> impl Fn(&What) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoint_then_label_then_key_then_label_then_endpoint() {
-    let site = Site::new("order").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("order").await;
     cast.service("billing", json!({})).await;
     let strategy = json!({ "strategy": "Priority", "preempt": true });
     cast.with("a", 1, json!({ "consullock.dev/priority": "1" })).await;
@@ -96,7 +94,7 @@ async fn endpoint_then_label_then_key_then_label_then_endpoint() {
 
 /// Waits until one pod, with its last container, is the leader in every respect; who, and its
 /// token.
-async fn settled(site: &Site, cast: &Cast<'_>, runs: &BTreeMap<String, i32>) -> (String, u64) {
+async fn settled(site: &Site, cast: &Cast, runs: &BTreeMap<String, i32>) -> (String, u64) {
     let look = || async {
         let status = site.status("lock").await;
         let (badges, found) = (cast.badges("lock").await, cast.endpoints("billing").await);
@@ -120,9 +118,7 @@ async fn a_controller_killed_at_any_moment_of_a_change_leaves_one_leader_and_one
     let seed: u64 = seed.unwrap_or_else(rand::random);
     println!("CRASH_SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
-    let site = Site::new("crashes").await;
-    let cast = Cast::new(&site).await;
-    let mut replica = site.start().await;
+    let (site, cast, mut replica) = Cast::on_stage("crashes").await;
     cast.service("billing", json!({})).await;
     let mut runs = BTreeMap::new();
     for (second, pod) in (1..).zip(["a", "b", "c"]) {
@@ -173,9 +169,7 @@ async fn a_controller_killed_at_any_moment_of_a_change_leaves_one_leader_and_one
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_of_the_replicas_costs_no_pod_its_tenure() {
-    let site = Site::new("killed-pods").await;
-    let cast = Cast::new(&site).await;
-    let leader = site.start().await;
+    let (site, cast, leader) = Cast::on_stage("killed-pods").await;
     leader.wait_leads().await;
     let standby = site.start().await;
     standby.wait_ready().await;
@@ -204,9 +198,7 @@ async fn a_killed_leader_of_the_replicas_costs_no_pod_its_tenure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_leader_of_the_replicas_does_no_harm_to_pods_when_it_wakes_up() {
     const FROZEN: Duration = Duration::from_secs(20);
-    let site = Site::new("frozen-pods").await;
-    let cast = Cast::new(&site).await;
-    let sleeper = site.start().await;
+    let (site, cast, sleeper) = Cast::on_stage("frozen-pods").await;
     sleeper.wait_leads().await;
     let other = site.start().await;
     other.wait_ready().await;
@@ -426,9 +418,7 @@ async fn the_pod_whose_tenure_was_lost_is_deleted_once_and_no_other_on_any_chang
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_tenure_was_lost_while_no_controller_ran_is_deleted() {
-    let site = Site::new("lost-unseen").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("lost-unseen").await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
     let mut spec = candidates(json!({}));

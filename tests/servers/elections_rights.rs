@@ -95,9 +95,7 @@ async fn the_key_stays(site: &Site, replica: &Replica, token: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_does_not_move_while_the_last_leader_s_label_cannot_be_taken_away() {
-    let site = Site::new("label-ban").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("label-ban").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -146,9 +144,7 @@ async fn the_key_does_not_move_while_the_last_leader_s_label_cannot_be_taken_awa
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_does_not_move_while_the_last_leader_s_endpoint_cannot_be_taken_away() {
-    let site = Site::new("slice-ban").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("slice-ban").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     cast.ready("b", 2).await;
@@ -188,9 +184,7 @@ async fn the_key_does_not_move_while_the_last_leader_s_endpoint_cannot_be_taken_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_badge_that_could_not_be_given_is_given_later_and_the_endpoint_waits_for_it() {
-    let site = Site::new("dress-ban").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("dress-ban").await;
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
     let lacks = "!has(object.metadata.annotations) \

@@ -57,7 +57,7 @@ impl Pair {
 }
 
 /// Waits until a Job is gone.
-async fn removed(cast: &Cast<'_>, job: &str) {
+async fn removed(cast: &Cast, job: &str) {
     eventually(&format!("Job {job} to be removed"), || async {
         let job = cast.jobs.get_opt(job).await.unwrap();
         if job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()) {
@@ -151,9 +151,7 @@ async fn a_success_is_recorded_though_the_controller_died_before_it_could() {
 
 #[tokio::test]
 async fn a_run_by_hand_has_its_turn_and_is_not_recorded() {
-    let site = Site::new("by-hand").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("by-hand").await;
     site.create("lock", once()).await;
     cast.job("manual", None).await;
     cast.gated_of("manual", "a").await;
@@ -192,7 +190,7 @@ async fn nothing_starts_while_the_record_cannot_be_read() {
 }
 
 /// Waits until the pod waits for us no more, but for others as before.
-async fn opened(cast: &Cast<'_>, pod: &str) {
+async fn opened(cast: &Cast, pod: &str) {
     eventually(&format!("the gate of {pod} to open"), || async {
         let gates = cast.gates(pod).await;
         if gates == ["example.com/other"] { Ok(()) } else { Err(gates) }
@@ -200,15 +198,13 @@ async fn opened(cast: &Cast<'_>, pod: &str) {
     .await;
 }
 
-async fn waits(cast: &Cast<'_>, pod: &str) -> bool {
+async fn waits(cast: &Cast, pod: &str) -> bool {
     cast.gates(pod).await.iter().any(|gate| gate == "consullock.dev/held")
 }
 
 #[tokio::test]
 async fn every_gated_pod_has_its_turn_one_at_a_time() {
-    let site = Site::new("turns").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("turns").await;
     site.create("lock", gated()).await;
     cast.gated("a").await;
     let mut last = cast.led_by("lock", "a").await;
@@ -260,9 +256,7 @@ async fn a_pod_that_waits_starts_only_when_a_stranger_has_let_go() {
 
 #[tokio::test]
 async fn a_worker_whose_tenure_was_lost_is_elected_again_before_anybody_starts_beside_it() {
-    let site = Site::new("gate-lost").await;
-    let cast = Cast::new(&site).await;
-    let _replica = site.start().await;
+    let (site, cast, _replica) = Cast::on_stage("gate-lost").await;
     site.create("lock", gated()).await;
     cast.gated("z").await;
     let first = cast.led_by("lock", "z").await;
@@ -278,9 +272,7 @@ async fn a_worker_whose_tenure_was_lost_is_elected_again_before_anybody_starts_b
 
 #[tokio::test]
 async fn a_gate_that_was_not_opened_before_a_crash_is_opened_after_it() {
-    let site = Site::new("gate-crash").await;
-    let cast = Cast::new(&site).await;
-    let replica = site.start().await;
+    let (site, cast, replica) = Cast::on_stage("gate-crash").await;
     site.create("lock", gated()).await;
     cast.gated("a").await;
     let token = cast.led_by("lock", "a").await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use consul_lock::api::ConsulLock;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Node, Pod, Service, ServiceAccount},
@@ -13,11 +14,11 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::site::{Site, eventually};
+use crate::site::{Replica, Site, eventually};
 
 /// The pods of a site, on one node of their own.
-pub(crate) struct Cast<'a> {
-    site: &'a Site,
+pub(crate) struct Cast {
+    claims: Api<ConsulLock>,
     pub(crate) pods: Api<Pod>,
     pub(crate) services: Api<Service>,
     pub(crate) slices: Api<EndpointSlice>,
@@ -35,15 +36,22 @@ pub(crate) struct Found {
     pub(crate) token: Option<u64>,
 }
 
-impl<'a> Cast<'a> {
-    pub(crate) async fn new(site: &'a Site) -> Cast<'a> {
+impl Cast {
+    /// A site of its own with a replica, and its pods to be.
+    pub(crate) async fn on_stage(what: &str) -> (Site, Cast, Replica) {
+        let site = Site::new(what).await;
+        let (cast, replica) = (Cast::new(&site).await, site.start().await);
+        (site, cast, replica)
+    }
+
+    pub(crate) async fn new(site: &Site) -> Cast {
         let (client, namespace) = (site.client.clone(), &site.namespace);
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
         let mut account = ServiceAccount::default();
         account.metadata.name = Some("default".to_owned());
         accounts.create(&PostParams::default(), &account).await.unwrap();
         let cast = Cast {
-            site,
+            claims: site.claims.clone(),
             pods: Api::namespaced(client.clone(), namespace),
             services: Api::namespaced(client.clone(), namespace),
             slices: Api::namespaced(client.clone(), namespace),
@@ -313,7 +321,7 @@ impl<'a> Cast<'a> {
     /// Waits until this pod alone carries label and token, and the status says the same; its token.
     pub(crate) async fn led_by(&self, claim: &str, pod: &str) -> u64 {
         let look = || async {
-            let status = self.site.status(claim).await;
+            let status = self.claims.get(claim).await.unwrap().status.unwrap_or_default();
             let badges = self.badges(claim).await;
             let holder = status.holder.as_ref().and_then(|holder| holder.pod.as_deref());
             let token = status.fencing_token.as_ref().and_then(|token| token.parse().ok());
