@@ -15,9 +15,10 @@ fn a_killed_process_leaves_neither_server_nor_folder() {
 }
 
 #[test]
-fn an_interrupted_process_leaves_neither_server_nor_folder() {
+fn a_terminated_process_leaves_neither_server_nor_folder() {
     let mut doomed = Doomed::start("wait");
-    doomed.signal("-INT");
+    // Not SIGINT: what a shell runs in the background ignores that, and so do its children.
+    doomed.signal("-TERM");
     doomed.wait_until_server_ended();
     wait_until_gone(&doomed.folder);
 }
