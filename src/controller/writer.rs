@@ -108,7 +108,9 @@ impl WriteError {
 fn is_another(status: &Status) -> bool {
     let causes = status.details.as_ref().map(|details| &details.causes[..]).unwrap_or_default();
     let immutable = causes.iter().any(|cause| cause.field == "metadata.uid");
-    immutable || (status.code == 409 && status.message.contains("UID in precondition"))
+    // In words alone: those of its registry, and those of its storage.
+    let by_another_one = ["UID in the precondition", "UID in precondition"];
+    immutable || status.code == 409 && by_another_one.iter().any(|one| status.message.contains(one))
 }
 
 /// A deletion of one object, not of its namesake.

@@ -439,3 +439,22 @@ async fn a_pod_whose_tenure_was_lost_while_no_controller_ran_is_deleted() {
     witness.catches_up(&site).await;
     assert_eq!(witness.deleted(), ["a"]);
 }
+
+#[tokio::test]
+async fn a_lost_leader_whose_name_another_pod_has_by_now_does_not_stop_the_claim() {
+    let (site, cast, _replica) = Cast::on_stage("lost-namesake").await;
+    cast.ready("a-0", 1).await;
+    let mut spec = candidates(json!({ "unreachableAfter": "3s" }));
+    spec["onLost"] = json!("DeletePod");
+    site.create("lock", spec).await;
+    let first = cast.led_by("lock", "a-0").await;
+    cast.remove("a-0").await;
+    cast.ready("a-0", 2).await;
+    let namesake = cast.pods.get("a-0").await.unwrap().metadata.uid;
+    let session = site.pair(&site.key("lock")).await.unwrap().session.unwrap();
+    site.consul.destroy_session(&session).await.unwrap();
+    assert!(cast.led_by("lock", "a-0").await > first);
+    let pod = cast.pods.get("a-0").await.unwrap();
+    assert_eq!(pod.metadata.uid, namesake, "who lost nothing is not deleted");
+    assert_eq!(pod.metadata.deletion_timestamp, None);
+}

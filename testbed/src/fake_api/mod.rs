@@ -270,10 +270,14 @@ impl FakeApi {
         options: &Value,
     ) -> Result<(u16, Arc<Value>), Refusal> {
         let old = self.find(target, name)?;
-        for field in ["uid", "resourceVersion"] {
-            let asked = &options["preconditions"][field];
-            if !asked.is_null() && *asked != old["metadata"][field] {
-                return Err((409, "Conflict", format!("precondition failed: {field} {asked}")));
+        for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+            let (asked, known) = (&options["preconditions"][field], &old["metadata"][field]);
+            if !asked.is_null() && asked != known {
+                let message = format!(
+                    "the {what} in the precondition ({asked}) does not match the {what} in record \
+                     ({known})"
+                );
+                return Err((409, "Conflict", message));
             }
         }
         let key = target.key(name);
