@@ -265,8 +265,9 @@ pub struct TenureStatus {
     /// When it ended.
     pub to: Time,
     /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodFinished,
-    /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost: Expired,
-    /// SessionInvalidated, KeyDeleted, KeyTaken.
+    /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost:
+    /// Expired, SessionInvalidated, KeyDeleted, KeyTaken. Not known, and treated as lost:
+    /// Superseded.
     pub reason: String,
 }
 

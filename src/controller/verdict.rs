@@ -467,5 +467,6 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::SessionInvalidated => "Consul ended the session",
         EndReason::KeyDeleted => "the key was deleted",
         EndReason::KeyTaken => "the key was taken away",
+        EndReason::Superseded => "a later tenure of this claim followed, and its end was not recorded",
     }
 }

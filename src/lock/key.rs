@@ -294,9 +294,10 @@ impl Lock {
             {
                 Ok(self.release(EndReason::MaxHold))
             }
-            // Renewals may go on for ever while the key cannot be read.
+            // Renewals may go on for ever while the key cannot be read. If it is ours after all,
+            // it is not released: whoever relied on the tenure has to hear of its end first.
             (S::Held { errand: Some(Errand::Doubt { until }), .. }, E::Tick) if now >= until => {
-                Ok(self.release(EndReason::KeyTaken))
+                Ok((self.contend_or_stand(now), None))
             }
             // The read under way decides; if it is too old to, it is repeated.
             (held @ S::Held { errand: Some(Errand::Doubt { .. }), .. }, E::Seen(_)) => {
@@ -591,7 +592,7 @@ pub fn ended(before: State, event: &Event, after: State) -> Option<(Tenure, EndR
         return None;
     };
     let reason = match (after, event) {
-        (State::Adopting(None), _) => EndReason::KeyTaken,
+        (State::Adopting(None), _) => EndReason::Superseded,
         (State::Held { .. } | State::Adopting(_), _) => return None,
         (State::Releasing(reason) | State::HandingOver { reason, .. }, _) => reason,
         (_, Event::SessionLost(_) | Event::Read { session_alive: false, .. }) => {

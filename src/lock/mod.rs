@@ -55,11 +55,14 @@ pub enum EndReason {
     KeyDeleted,
     /// The key lost its session, or another session has it.
     KeyTaken,
+    /// How is not known: when whoever recorded the tenure was gone, the key was held by a later
+    /// one of the same contender.
+    Superseded,
 }
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 16] = [
+    pub const ALL: [EndReason; 17] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
@@ -76,6 +79,7 @@ impl EndReason {
         EndReason::SessionInvalidated,
         EndReason::KeyDeleted,
         EndReason::KeyTaken,
+        EndReason::Superseded,
     ];
 
     /// As a condition reason, event reason and metric label.
@@ -97,6 +101,7 @@ impl EndReason {
             EndReason::SessionInvalidated => "SessionInvalidated",
             EndReason::KeyDeleted => "KeyDeleted",
             EndReason::KeyTaken => "KeyTaken",
+            EndReason::Superseded => "Superseded",
         }
     }
 
@@ -105,7 +110,7 @@ impl EndReason {
         EndReason::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 
-    /// Whether the tenure was given up by its own side, in order.
+    /// Whether the tenure is known to have been given up by its own side, in order.
     pub const fn is_clean(self) -> bool {
         !matches!(
             self,
@@ -113,6 +118,7 @@ impl EndReason {
                 | EndReason::SessionInvalidated
                 | EndReason::KeyDeleted
                 | EndReason::KeyTaken
+                | EndReason::Superseded
         )
     }
 }

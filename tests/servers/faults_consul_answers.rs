@@ -49,7 +49,7 @@ async fn all_well(scene: &Scene, replica: &Replica, tokens: &BTreeMap<&'static s
     for (name, token) in tokens {
         never_lost(&scene.site, name, *token).await;
     }
-    for reason in ["Expired", "SessionInvalidated", "KeyTaken", "KeyDeleted"] {
+    for reason in ["Expired", "SessionInvalidated", "KeyTaken", "KeyDeleted", "Superseded"] {
         assert_eq!(losses(replica, reason), 0.0, "{reason}");
     }
     one_session_each(&scene.site, tokens.len()).await;

@@ -399,9 +399,12 @@ fn doubt_that_nobody_settles_ends_the_tenure() {
     let due = desk.lock.due().unwrap();
     assert_eq!(due, at(10));
     assert_eq!(desk.later(at(9)), None);
-    assert_eq!(desk.later(due), Some(Effect::ReadKey));
-    assert_eq!(desk.lock.state(), State::Releasing(EndReason::KeyTaken));
-    assert_eq!(desk.on(read(6, INTACT)), Some(release(6)));
+    assert_eq!(desk.later(due), None);
+    assert_eq!(desk.token(), None);
+    // Whoever relied on it may not know yet: it is taken anew, and not left to others.
+    assert_eq!(desk.sees(8, INTACT), Some(Effect::LockKey(Expect::Index(8))));
+    assert_eq!(desk.on(Event::Locked(9)), None);
+    assert_eq!(desk.token(), Some(9));
 }
 
 #[test]
@@ -555,7 +558,7 @@ fn later_tenure_than_the_recorded_one_is_begun_anew() {
     let before = desk.lock.state();
     assert_eq!(desk.on(Event::Superseded), None);
     let ended = ended(before, &Event::Superseded, desk.lock.state()).unwrap();
-    assert_eq!((ended.0.token.get(), ended.1), (4, EndReason::KeyTaken));
+    assert_eq!((ended.0.token.get(), ended.1), (4, EndReason::Superseded));
     assert_eq!(desk.on(read(9, INTACT)), Some(begin_anew(9)));
 }
 
