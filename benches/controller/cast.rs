@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::{Value, json};
@@ -87,7 +87,7 @@ impl Cast {
     }
 
     /// A Service and as many pods that match `app: NAME`, all ready.
-    pub(crate) async fn stage(&self, name: &str, pods: usize, annotations: Value) -> Outcome<()> {
+    pub(crate) async fn stage(&self, name: &str, pods: usize) -> Outcome<()> {
         let params = PostParams::default();
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
@@ -95,20 +95,42 @@ impl Cast {
         });
         self.services.create(&params, &object(service)?).await?;
         for number in 0..pods {
-            let pod_name = pod(name, number);
-            let pod = json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {
-                    "name": pod_name, "labels": { "app": name }, "annotations": annotations,
-                },
-                "spec": {
-                    "nodeName": NODE, "containers": [{ "name": "app", "image": "none" }],
-                },
-            });
-            self.pods.create(&params, &object(pod)?).await?;
-            self.report(&pod_name, true).await?;
+            self.enter(name, &pod(name, number)).await?;
         }
         Ok(())
+    }
+
+    /// A pod that matches `app: NAME`, ready.
+    async fn enter(&self, name: &str, pod: &str) -> Outcome<()> {
+        let new = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": pod, "labels": { "app": name } },
+            "spec": { "nodeName": NODE, "containers": [{ "name": "app", "image": "none" }] },
+        });
+        self.pods.create(&PostParams::default(), &object(new)?).await?;
+        self.report(pod, true).await
+    }
+
+    /// Somebody deletes the pod, which its containers survive for the moment.
+    pub(crate) async fn delete(&self, pod: &str) -> Outcome<()> {
+        self.pods.delete(pod, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// The kubelet is done with a deleted pod, and another one comes in its place: the one that has
+    /// been ready for the shortest.
+    pub(crate) async fn replace(&self, name: &str, pod: &str) -> Outcome<()> {
+        self.pods.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+        *lock(&self.restarts).entry(pod.to_owned()).or_default() += 1;
+        self.enter(name, pod).await
+    }
+
+    /// Waits until nobody is served.
+    pub(crate) async fn vacant(&self, name: &str) -> Outcome<()> {
+        let mut changes = self.changes.subscribe();
+        let gone = || !lock(&self.led).contains_key(name);
+        let waited = self.clock.timeout(PATIENCE, changes.wait_for(|_| gone())).await.is_ok();
+        waited.then_some(()).ok_or_else(|| Failure::InVain(format!("the end of {name}'s traffic")))
     }
 
     /// The claim, with more in its candidates.
@@ -221,9 +243,15 @@ async fn follow(
         let token = slice.annotations().get("consullock.dev/fencing-token");
         let token = token.and_then(|token| token.parse().ok());
         let pod = slice.endpoints.first().and_then(|one| one.target_ref.as_ref()?.name.clone());
-        if let (Some(service), Some(token), Some(pod)) = (service, token, pod) {
-            lock(&led).insert(service, Led { pod, token, seen });
-            changes.send_modify(|count| *count += 1);
+        match (service, token, pod) {
+            (Some(service), Some(token), Some(pod)) => {
+                lock(&led).insert(service, Led { pod, token, seen });
+            }
+            (Some(service), _, None) => {
+                lock(&led).remove(&service);
+            }
+            _ => continue,
         }
+        changes.send_modify(|count| *count += 1);
     }
 }

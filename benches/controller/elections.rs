@@ -24,7 +24,8 @@ use crate::{
 /// How much to measure.
 #[derive(Clone, Copy)]
 pub(crate) struct Amounts {
-    /// Deaths of a leader, one after the other; and as many changes by preemption.
+    /// Deaths of a leader, one after the other; as many changes by preemption, and as many by
+    /// deletion.
     pub(crate) changes: usize,
     /// Claims with three candidates each.
     pub(crate) claims: usize,
@@ -51,6 +52,8 @@ pub(crate) async fn measure(
     deaths(field, &cast, amounts.changes, &floor, table).await?;
     testbed::say(format!("{} changes by preemption", amounts.changes));
     preemptions(field, &cast, amounts.changes, &floor, table).await?;
+    testbed::say(format!("{} deletions of a leader", amounts.changes));
+    deletions(field, &cast, amounts.changes, &floor, table).await?;
     testbed::say(format!("client-go's leader dies {} times, and goes as often", amounts.peer));
     peer::measure(bed, field, amounts.peer, table).await?;
     testbed::say(format!("{} claims with {CANDIDATES} candidates each", amounts.claims));
@@ -65,7 +68,7 @@ async fn deaths(
     floor: &Times,
     table: &mut Table,
 ) -> Outcome<()> {
-    cast.stage("death", CANDIDATES, json!({})).await?;
+    cast.stage("death", CANDIDATES).await?;
     cast.declare("death", json!({})).await?;
     let (mut restarted, mut stayed) = (Vec::new(), Vec::new());
     let mut leader = cast.next("death", 0).await?;
@@ -102,7 +105,7 @@ async fn preemptions(
     floor: &Times,
     table: &mut Table,
 ) -> Outcome<()> {
-    cast.stage("better", CANDIDATES, json!({})).await?;
+    cast.stage("better", CANDIDATES).await?;
     cast.declare("better", json!({ "strategy": "Priority", "preempt": true })).await?;
     let mut leader = cast.next("better", 0).await?;
     let mut times = Vec::new();
@@ -116,6 +119,35 @@ async fn preemptions(
         leader = next;
     }
     let what = "a better candidate (preempt) -> its endpoint";
+    report(what, &Times::new(times), floor, [("p50", 50, 300), ("p99", 99, 0)], table);
+    Ok(())
+}
+
+/// The leader is deleted. Its traffic ends with the deletion, and the next one has it when the
+/// kubelet reports that the last container has ended.
+async fn deletions(
+    field: &Field,
+    cast: &Cast,
+    count: usize,
+    floor: &Times,
+    table: &mut Table,
+) -> Outcome<()> {
+    cast.stage("deleted", CANDIDATES).await?;
+    cast.declare("deleted", json!({})).await?;
+    let mut leader = cast.next("deleted", 0).await?;
+    let mut times = Vec::new();
+    for _ in 0..count {
+        field.pause(Duration::from_millis(50)).await;
+        cast.delete(&leader.pod).await?;
+        cast.vacant("deleted").await?;
+        let sent = field.clock.now();
+        cast.end(&leader.pod).await?;
+        let next = cast.next("deleted", leader.token).await?;
+        times.push(next.seen.since(sent));
+        cast.replace("deleted", &leader.pod).await?;
+        leader = next;
+    }
+    let what = "a deleted leader has ended -> next endpoint";
     report(what, &Times::new(times), floor, [("p50", 50, 300), ("p99", 99, 0)], table);
     Ok(())
 }
@@ -150,7 +182,7 @@ async fn crowd(
 ) -> Outcome<()> {
     let names: Vec<String> = (0..amounts.claims).map(|number| format!("many-{number}")).collect();
     let stage = async |name: &String| {
-        cast.stage(name, CANDIDATES, json!({})).await?;
+        cast.stage(name, CANDIDATES).await?;
         cast.declare(name, json!({})).await
     };
     let staged = stream::iter(&names).map(stage).buffer_unordered(WRITES);
