@@ -1,7 +1,7 @@
 //! Firings of a CronJob that is applied to two clusters: of each, one run succeeds.
 //!
-//! The Jobs are made here, with the annotation of the CronJob controller, because a CronJob fires
-//! once a minute at most; everything else is real.
+//! A CronJob fires once a minute at most. So for the twenty firings the Jobs are made here, with the
+//! annotation of the CronJob controller; a real CronJob has another test, and fires twice.
 
 use std::collections::BTreeMap;
 
@@ -199,4 +199,72 @@ fn of_twenty_firings_in_two_clusters_each_has_one_successful_run_and_never_two_a
         "{FIRINGS} firings: {by_one} ran in one cluster, {} in the other",
         FIRINGS - by_one
     ));
+}
+
+/// Of each Job that a CronJob has made, for which time, and whether it has succeeded.
+fn jobs(side: &Side) -> Vec<(String, bool)> {
+    let jobs: Value =
+        serde_json::from_str(&side.space.kubectl(&["get", "jobs", "-o", "json"])).unwrap();
+    let jobs = jobs["items"].as_array().unwrap().iter().map(|job| {
+        let due =
+            &job["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"];
+        (due.as_str().unwrap().to_owned(), job["status"]["succeeded"] == json!(1))
+    });
+    jobs.collect()
+}
+
+/// What the events tell of Jobs that were removed because their firing had run elsewhere.
+fn removals(side: &Side) -> Vec<String> {
+    let about = ["get", "events.events.k8s.io", "--field-selector=reason=AlreadyRan", "-o", "json"];
+    let events: Value = serde_json::from_str(&side.space.kubectl(&about)).unwrap();
+    let events = events["items"].as_array().unwrap().iter();
+    events.map(|event| event["note"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_cronjob_that_is_applied_twice_unchanged_runs_once_for_each_of_its_times() {
+    let Some(cluster) = cluster() else { return };
+    let config = ConsulConfig { also_on: vec![cluster.gateway()], ..Default::default() };
+    let consul = Consul::start(config).unwrap();
+    // Two that know nothing of each other but the key: each watches its own namespace.
+    let sides =
+        [Side::start(cluster, "cron-one", &consul), Side::start(cluster, "cron-two", &consul)];
+    let example = include_str!("../../examples/nightly-once.yaml");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(example).unwrap();
+    let mut cronjob = documents.into_iter().find(|one| one["kind"] == json!("CronJob")).unwrap();
+    cronjob["metadata"]["namespace"].take();
+    cronjob["spec"]["schedule"] = json!("* * * * *");
+    let template = &mut cronjob["spec"]["jobTemplate"]["spec"]["template"];
+    template["metadata"]["labels"]["app"] = json!("books");
+    let container = &mut template["spec"]["containers"][0];
+    container["image"] = json!(testbed::BACKEND_IMAGE);
+    container["imagePullPolicy"] = json!("Never");
+    let index = format!("http://{}:{}/v1/status/leader", cluster.gateway(), consul.http().port());
+    container["command"] = json!(["/backend", "get", index]);
+    for side in &sides {
+        side.space.apply(&cronjob);
+    }
+
+    const TIMES: usize = 2;
+    wait_for("two firings to have run", PATIENCE * 2, || {
+        let all: Vec<(String, bool)> = sides.iter().flat_map(jobs).collect();
+        let done = all.iter().filter(|(_, succeeded)| *succeeded).count();
+        // Who came too late is gone.
+        let waiting = all.iter().any(|(_, succeeded)| !succeeded);
+        let removed: usize = sides.iter().map(|side| removals(side).len()).sum();
+        (done >= TIMES && !waiting && removed >= TIMES).then_some(())
+    })
+    .unwrap();
+    for side in &sides {
+        side.space.kubectl(&["delete", "cronjob", "--all", "--cascade=orphan"]);
+    }
+    let all: Vec<(String, bool)> = sides.iter().flat_map(jobs).collect();
+    let mut times: Vec<&String> = all.iter().filter(|one| one.1).map(|(due, _)| due).collect();
+    let runs = times.len();
+    times.sort();
+    times.dedup();
+    assert_eq!(times.len(), runs, "a time has run twice: {all:?}");
+    let told: Vec<String> = sides.iter().flat_map(removals).collect();
+    assert!(told.iter().all(|note| note.contains("cron-")), "where it ran: {told:?}");
+    say(format!("{runs} times of a CronJob: one run each; {} removed", told.len()));
 }
