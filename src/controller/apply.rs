@@ -7,12 +7,11 @@ use kube::ResourceExt;
 use super::{
     Error, Leader,
     cache::ObjectName,
-    course::{Course, Retreat},
+    course::{Advance, Course, Retreat},
     electorate::Standing,
     events::News,
     observe::{Observed, Seen},
     plan::{ClaimPlan, FinalizerStep, FormerStep, KeepersStep, Plan},
-    writer::{Class, WriteError},
 };
 use crate::{
     api::ConsulLock,
@@ -111,7 +110,7 @@ async fn give_way<C: Consul>(
             Retreat::Delete(slice) => (leader.writer.delete_slice(slice).await, slice),
         };
         written.map_err(Error::EmptySlice)?;
-        leader.ledger.emptied(&seen.id, &slice.name_any());
+        leader.ledger.empties(&seen.id, &slice.name_any());
     }
     for strip in &course.strip {
         let claim = seen.object.name_any();
@@ -144,33 +143,36 @@ async fn take_place<C: Consul>(
         let news = News::already_ran(remove);
         leader.publisher.tell(&seen.object, &news, leader.clock.wall());
     }
+    let mut dressed = None;
     if let Some(dress) = course.dress.as_ref().filter(|_| holds()) {
         // Before it is sent: whether it arrives may never be known.
         leader.ledger.dresses(&seen.id, dress.badged());
-        leader.writer.dress(&namespace, dress, &claim).await.map_err(Error::DressPod)?;
+        dressed = leader.writer.dress(&namespace, dress, &claim).await.map_err(Error::DressPod)?;
         leader.ledger.dressed(&seen.id, &dress.uid, dress.over.as_ref());
     }
     if let Some(open) = course.open.as_ref().filter(|_| holds()) {
-        leader.writer.open_gate(&namespace, open).await.map_err(Error::OpenGate)?;
+        let over = dressed.as_ref().or(open.over.as_ref());
+        let opened = leader.writer.open_gate(&namespace, open, over.map(String::as_str)).await;
+        opened.map_err(Error::OpenGate)?;
     }
-    for advance in &course.advance {
+    for Advance { slice, blank } in &course.advance {
         if !holds() {
             break;
         }
-        let may_be_filled = leader.ledger.fills(&seen.id, advance.blank.clone());
-        let filled = leader.writer.fill_slice(&advance.slice).await;
-        let is_new = advance.slice.metadata.resource_version.is_none();
-        if is_new && !may_be_filled && is_conflict(&filled) {
-            // Somebody else's has the name, and must not be emptied for ours.
-            leader.ledger.emptied(&seen.id, &advance.slice.name_any());
+        let mut slice = slice.clone();
+        if slice.metadata.resource_version.is_none() {
+            // Without an endpoint first: one that arrives late finds a version to be refused by.
+            let made = leader.writer.make_slice(blank).await.map_err(Error::FillSlice)?;
+            slice.metadata.resource_version = made.resource_version();
+            if !holds() {
+                break;
+            }
         }
-        filled.map_err(Error::FillSlice)?;
+        // Before it is sent: whether it arrives may never be known.
+        leader.ledger.fills(&seen.id, blank.clone());
+        leader.writer.fill_slice(&slice).await.map_err(Error::FillSlice)?;
     }
     Ok(())
-}
-
-fn is_conflict(written: &Result<(), WriteError>) -> bool {
-    written.as_ref().is_err_and(|error| error.class() == Class::Conflict)
 }
 
 fn tell_keepers<C: Consul>(leader: &Leader<C>, id: &ClaimId, step: &KeepersStep) {

@@ -1,6 +1,7 @@
 //! What the API server last told us: one [`Cache`] per kind, fed by watches of its own.
 //!
-//! Caches are kept on standby replicas too, so that a new leader starts with everything known.
+//! Caches are kept on standby replicas too, and listed anew when a term of leadership begins: what
+//! the one before wrote, watches may not have told yet.
 //!
 //! # Guarantees
 //! A watch that fails is tried again by itself, with growing pauses; its errors are counted and go
@@ -14,10 +15,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use futures::{Stream, StreamExt};
@@ -92,9 +90,17 @@ pub(super) struct Cache<K> {
     kind: &'static str,
     objects: RwLock<Objects<K>>,
     touched: broadcast::Sender<Touched>,
-    /// Watches that have not listed everything yet.
-    unsynced: AtomicUsize,
-    synced: watch::Sender<bool>,
+    watches: usize,
+    listing: watch::Sender<Listing>,
+}
+
+/// How far the watches have come with listing everything.
+#[derive(Default)]
+struct Listing {
+    /// How many times that was asked for, but for the first.
+    round: u64,
+    /// The watches that have listed everything in this round, by their namespace.
+    done: BTreeSet<Option<String>>,
 }
 
 struct Objects<K> {
@@ -173,9 +179,18 @@ impl<K: Cached> Cache<K> {
             kind,
             objects: RwLock::default(),
             touched: broadcast::Sender::new(TOUCHED_KEPT),
-            unsynced: AtomicUsize::new(watches),
-            synced: watch::Sender::new(watches == 0),
+            watches,
+            listing: watch::Sender::default(),
         }
+    }
+
+    /// Has everything listed anew: until then the cache is as it was, but not
+    /// [synced](Cache::is_synced).
+    pub(super) fn renew(&self) {
+        self.listing.send_modify(|listing| {
+            listing.round += 1;
+            listing.done.clear();
+        });
     }
 
     pub(super) fn get(&self, name: &ObjectName) -> Option<Arc<K>> {
@@ -220,21 +235,46 @@ impl<K: Cached> Cache<K> {
         self.touched.subscribe()
     }
 
-    /// Whether every watch has listed everything once.
+    /// Whether every watch has listed everything, since that was last asked for.
     pub(super) fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+        self.listing.borrow().done.len() == self.watches
     }
 
     pub(super) async fn wait_until_synced(&self) {
-        // The sender lives as long as `self`, so this only ends with a `true`.
-        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+        let mut listing = self.listing.subscribe();
+        // The sender lives as long as `self`, so this only ends when it is so.
+        let _ = listing.wait_for(|listing| listing.done.len() == self.watches).await;
     }
 
-    /// Feeds the cache from one watch, of one namespace or of everything. Ends when the watch does,
-    /// which a watch that tries again never does.
-    pub(super) async fn follow(
+    /// Feeds the cache from one watch, of one namespace or of everything; `watch` starts it, and
+    /// does so anew for every [`renew`](Cache::renew). Ends when the watch does, which a watch that
+    /// tries again never does.
+    pub(super) async fn follow<S>(
         &self,
         namespace: Option<&str>,
+        mut watch: impl FnMut() -> S,
+        metrics: &Metrics,
+    ) where
+        S: Stream<Item = watcher::Result<Event<K>>>,
+    {
+        let mut listing = self.listing.subscribe();
+        loop {
+            let round = listing.borrow_and_update().round;
+            let renewed = async {
+                let _ = listing.wait_for(|listing| listing.round != round).await;
+            };
+            tokio::select! {
+                biased; // what an outdated watch tells is of no use
+                () = renewed => {}
+                () = self.follow_once(namespace, round, watch(), metrics) => return,
+            }
+        }
+    }
+
+    async fn follow_once(
+        &self,
+        namespace: Option<&str>,
+        round: u64,
         events: impl Stream<Item = watcher::Result<Event<K>>>,
         metrics: &Metrics,
     ) {
@@ -251,7 +291,7 @@ impl<K: Cached> Cache<K> {
                     }
                     if done && !listed_once {
                         listed_once = true;
-                        self.one_is_synced();
+                        self.one_has_listed(namespace, round);
                     }
                 }
                 Err(error) => {
@@ -312,10 +352,12 @@ impl<K: Cached> Cache<K> {
         }
     }
 
-    fn one_is_synced(&self) {
-        if self.unsynced.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.synced.send_replace(true);
-        }
+    fn one_has_listed(&self, namespace: Option<&str>, round: u64) {
+        self.listing.send_modify(|listing| {
+            if listing.round == round {
+                listing.done.insert(namespace.map(str::to_owned));
+            }
+        });
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Objects<K>> {
@@ -326,6 +368,8 @@ impl<K: Cached> Cache<K> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use futures::stream;
     use k8s_openapi::api::core::v1::ConfigMap;
 
@@ -364,8 +408,17 @@ mod tests {
         namespace: Option<&str>,
         events: Vec<watcher::Result<Event<ConfigMap>>>,
     ) {
-        let metrics = Metrics::new(false);
-        cache.follow(namespace, stream::iter(events), &metrics).await;
+        feed_counted(cache, namespace, events, &Metrics::new(false)).await;
+    }
+
+    async fn feed_counted(
+        cache: &Cache<ConfigMap>,
+        namespace: Option<&str>,
+        events: Vec<watcher::Result<Event<ConfigMap>>>,
+        metrics: &Metrics,
+    ) {
+        let mut events = Some(stream::iter(events));
+        cache.follow(namespace, || events.take().expect("started once"), metrics).await;
     }
 
     #[tokio::test]
@@ -401,6 +454,49 @@ mod tests {
         assert!(cache.is_synced());
         assert_eq!(cache.names(Some("a")).len(), 1);
         assert_eq!(cache.names(Some("b")).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn asked_anew_every_watch_is_started_anew_and_nothing_is_forgotten_meanwhile() {
+        let cache: Cache<ConfigMap> = Cache::new("configmaps", 2);
+        let metrics = Metrics::new(false);
+        let (starts, held_back) = (Cell::new(0), Cell::new(false));
+        let watch = |namespace: &'static str| {
+            let (starts, held_back) = (&starts, &held_back);
+            move || {
+                starts.set(starts.get() + 1);
+                let version = starts.get().to_string();
+                let listed = vec![
+                    Ok(Event::Init),
+                    Ok(Event::InitApply(object(namespace, "x", &version))),
+                    Ok(Event::InitDone),
+                ];
+                let listed = if held_back.get() { Vec::new() } else { listed };
+                stream::iter(listed).chain(stream::pending())
+            }
+        };
+        let version = |namespace| {
+            cache.get(&ObjectName::new(namespace, "x")).and_then(|one| one.resource_version())
+        };
+        let story = async {
+            cache.wait_until_synced().await;
+            held_back.set(true);
+            cache.renew();
+            assert!(!cache.is_synced(), "what was listed before does not count");
+            tokio::task::yield_now().await;
+            assert_eq!((starts.get(), cache.is_synced()), (4, false));
+            assert_eq!((version("a").as_deref(), version("b").as_deref()), (Some("1"), Some("2")));
+            held_back.set(false);
+            cache.renew();
+            cache.wait_until_synced().await;
+            assert_eq!((version("a").as_deref(), version("b").as_deref()), (Some("5"), Some("6")));
+        };
+        tokio::select! {
+            biased;
+            () = cache.follow(Some("a"), watch("a"), &metrics) => unreachable!("it never ends"),
+            () = cache.follow(Some("b"), watch("b"), &metrics) => unreachable!("it never ends"),
+            () = story => {}
+        }
     }
 
     #[tokio::test]
@@ -448,7 +544,7 @@ mod tests {
             Ok(Event::Apply(object("a", "x", "1"))),
             Ok(Event::Delete(object("a", "x", "2"))),
         ];
-        cache.follow(None, stream::iter(events), &metrics).await;
+        feed_counted(&cache, None, events, &metrics).await;
         assert!(cache.is_synced());
         assert!(cache.all().is_empty());
         let line = "consul_lock_watch_errors_total{resource=\"configmaps\"} 2";

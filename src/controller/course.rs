@@ -100,6 +100,8 @@ pub(super) struct Remove {
 pub(super) struct Open {
     pub(super) pod: Arc<str>,
     pub(super) uid: Arc<str>,
+    /// The pod's version of which this was decided.
+    pub(super) over: Option<String>,
 }
 
 impl Dress {
@@ -188,7 +190,8 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
         Standing::Held { leader: Some(_), began, .. } => max_hold.map(|span| *began + span),
         _ => None,
     };
-    let max_hold_is_over = holds_until.is_some_and(|end| now >= end);
+    let unlisted = unlisted(pods, settings);
+    let max_hold_is_over = unlisted.is_none() && holds_until.is_some_and(|end| now >= end);
     let wearer = wearer(pods, stance.as_ref(), matches!(may, May::Undecided(_)));
     let wearer = wearer.filter(|_| !max_hold_is_over);
     let delete_lost = settings.is_some_and(|settings| settings.delete_lost);
@@ -211,7 +214,7 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
                 Some(Err(unreadable)) => Some(unreadable.to_string()),
                 _ => None,
             },
-            unlisted: settings.and_then(|settings| unlisted(pods, settings)),
+            unlisted,
             election,
             routing: traffic.told,
         },
@@ -226,17 +229,7 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
         May::Contend(settings) | May::StandBy(settings) => settings,
         May::Nothing | May::Undecided(_) => return (None, None),
     };
-    let stands_by = matches!(may, May::StandBy(_));
-    let candidates = match &settings.candidates {
-        Some(candidates) => candidates,
-        None if stands_by => return (Some(Stance::StandBy(EndReason::Paused)), None),
-        None => return (Some(Stance::FOR_ITSELF), None),
-    };
-    let keep = |leader: &Arc<Leader>, instead| {
-        let leader = Some(Arc::clone(leader));
-        Some(Stance::Contend { leader, instead })
-    };
-    if unlisted(pods, settings).is_some() {
+    if unlisted(pods, Some(settings)).is_some() {
         // Whoever held the key goes on until we know better: what it has is to be taken away first.
         let stance = match &pods.standing {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
@@ -246,9 +239,16 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
         };
         return (stance, None);
     }
-    if stands_by {
+    if matches!(may, May::StandBy(_)) {
         return (Some(Stance::StandBy(EndReason::Paused)), None);
     }
+    let Some(candidates) = &settings.candidates else {
+        return (Some(Stance::FOR_ITSELF), None);
+    };
+    let keep = |leader: &Arc<Leader>, instead| {
+        let leader = Some(Arc::clone(leader));
+        Some(Stance::Contend { leader, instead })
+    };
     let election = election::elect(&pods.candidates, pods.present.as_ref(), candidates, now);
     let stance = match &election.choice {
         // That it has succeeded can be recorded only once the record was read.
@@ -262,12 +262,14 @@ fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Op
     (stance, Some(election))
 }
 
-/// What a claim's election needs and has not been listed.
-fn unlisted(pods: &Electorate, settings: &api::Settings) -> Option<&'static str> {
-    settings.candidates.as_ref()?;
-    if !pods.known {
+/// What has not been listed, and has to be before anybody is elected or relieved. That a leader is
+/// not known to carry or to receive anything says nothing before then.
+fn unlisted(pods: &Electorate, settings: Option<&api::Settings>) -> Option<&'static str> {
+    let elects = settings.is_some_and(|settings| settings.candidates.is_some());
+    let has_leader = pods.standing.leader().is_some();
+    if !pods.known && (elects || has_leader) {
         Some("the pods")
-    } else if settings.service.is_some() && !pods.traffic.known {
+    } else if !pods.traffic.known && pods.traffic.concerned {
         Some("the Services or EndpointSlices")
     } else {
         None
@@ -300,6 +302,16 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
                 delete,
             }),
         }
+    }
+    // The key is about to move: what an earlier term sent must find another version.
+    let leader = pods.standing.leader().filter(|leader| Some(*leader) != wearer);
+    let leader = leader.filter(|leader| {
+        let exists = pods.present.as_ref().is_some_and(|present| present.exists);
+        exists && !pods.relieved.contains(&leader.uid)
+    });
+    if let Some(leader) = leader.filter(|leader| strip.iter().all(|one| one.uid != leader.uid)) {
+        let (pod, uid) = (Arc::clone(&leader.pod), Arc::clone(&leader.uid));
+        strip.push(Strip { pod, uid, delete: false });
     }
     strip
 }
@@ -382,7 +394,11 @@ fn open(
         GateSettings::EachInTurn => true,
         GateSettings::OncePerSchedule => pods.runs_read == Some(Ok(())),
     };
-    (waits && may_run).then(|| Open { pod: Arc::clone(&wearer.pod), uid: Arc::clone(&wearer.uid) })
+    (waits && may_run).then(|| Open {
+        pod: Arc::clone(&wearer.pod),
+        uid: Arc::clone(&wearer.uid),
+        over: pods.leaders_version.clone(),
+    })
 }
 
 #[derive(Default)]
@@ -403,7 +419,8 @@ fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Lead
         retreat.extend(unseen.cloned().map(Retreat::Empty));
         Route { retreat, advance: Vec::new(), told }
     };
-    if settings.is_none_or(|settings| settings.service.is_none()) {
+    let routes = settings.is_some_and(|settings| settings.service.is_some());
+    if !routes && (traffic.known || !traffic.concerned) {
         return remove_all(None);
     }
     let leaving =
@@ -411,9 +428,9 @@ fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Lead
     // A pod that cannot be seen is not one that goes.
     let leaving = pods.known && pods.present.as_ref().is_none_or(leaving);
     // While a tenure is being adopted, whoever has the endpoint keeps it.
-    let target = wearer.filter(|_| !leaving);
+    let target = wearer.filter(|_| !leaving && routes);
     if !traffic.known {
-        let retreat = empty(seen, target);
+        let retreat = empty(seen, wearer, target);
         return Route { retreat, advance: Vec::new(), told: Some(Routing::Unknown) };
     }
     let service = traffic.service.as_deref();
@@ -429,7 +446,7 @@ fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Lead
         .own
         .iter()
         .filter(|own| !made.slices.iter().any(|slice| slice.metadata.name == own.metadata.name));
-    let mut retreat = empty(seen, target);
+    let mut retreat = empty(seen, wearer, target);
     retreat.extend(unwanted.map(|slice| Retreat::Delete((**slice).clone())));
     let told = match (target, wearer) {
         (Some(target), _) => told(&made, &target.pod),
@@ -450,30 +467,33 @@ fn route(seen: &Seen, settings: Option<&api::Settings>, wearer: Option<&Arc<Lead
 }
 
 /// The slices that have, or may have, an endpoint of somebody else than `target`.
-fn empty(seen: &Seen, target: Option<&Arc<Leader>>) -> Vec<Retreat> {
-    let traffic = &seen.electorate.traffic;
-    let mut retreat = Vec::new();
+fn empty(seen: &Seen, wearer: Option<&Arc<Leader>>, target: Option<&Arc<Leader>>) -> Vec<Retreat> {
+    let (pods, traffic) = (&seen.electorate, &seen.electorate.traffic);
     let is_target = |slice: &EndpointSlice| {
         let uids = slice.endpoints.iter().map(|one| one.target_ref.as_ref()?.uid.as_deref());
         target.is_some_and(|target| uids.into_iter().all(|uid| uid == Some(&*target.uid)))
     };
-    for own in &traffic.own {
-        if !own.endpoints.is_empty() && !is_target(own) {
-            let mut blank = EndpointSlice { endpoints: Vec::new(), ..(**own).clone() };
-            blank.metadata.resource_version = None;
-            retreat.push(Retreat::Empty(blank));
-        }
-    }
+    // The key is about to move: what an earlier term sent must find another version.
+    let moves = pods.standing.leader().is_some() && wearer.is_none();
+    let is_due = |own: &EndpointSlice| {
+        let is_filled = !own.endpoints.is_empty() && !is_target(own);
+        is_filled || moves && !traffic.emptied.contains(&own.name_any())
+    };
+    let due = traffic.own.iter().filter(|own| is_due(own));
+    let mut retreat: Vec<EndpointSlice> = due.map(|own| blank(own)).collect();
     for filled in traffic.filled.iter().filter(|_| target.is_none()) {
-        let known = |step: &Retreat| match step {
-            Retreat::Empty(blank) => blank.metadata.name == filled.metadata.name,
-            Retreat::Delete(_) => false,
-        };
-        if !retreat.iter().any(known) {
-            retreat.push(Retreat::Empty(filled.clone()));
+        if !retreat.iter().any(|blank| blank.metadata.name == filled.metadata.name) {
+            retreat.push(filled.clone());
         }
     }
-    retreat
+    retreat.into_iter().map(Retreat::Empty).collect()
+}
+
+/// The slice without an endpoint, whatever its version.
+fn blank(slice: &EndpointSlice) -> EndpointSlice {
+    let mut blank = EndpointSlice { endpoints: Vec::new(), ..slice.clone() };
+    blank.metadata.resource_version = None;
+    blank
 }
 
 fn told(made: &Slices, pod: &Arc<str>) -> Routing {

@@ -1,7 +1,7 @@
 //! What is known of a claim's pods, and of the Service that they serve: read from memory into plain
 //! data.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{ResourceExt, core::SelectorExt};
@@ -12,6 +12,7 @@ use super::{
     kinds::{self, Pod},
     ledger::Worn,
     recorded,
+    status::ROUTING_SYNCED,
 };
 use crate::{
     api::{self, ConsulLock, ConsulLockStatus, GateSettings, TenureStatus},
@@ -48,6 +49,8 @@ pub(super) struct Electorate {
     pub(super) badged: Vec<Badged>,
     /// Pods that may carry them, whatever `badged` says.
     pub(super) worn: Vec<Worn>,
+    /// The UIDs of pods that this term of leadership has relieved of them at least once.
+    pub(super) relieved: BTreeSet<Arc<str>>,
     /// The tenures that were lost, rather than given up in order, as far as they are remembered.
     pub(super) lost: Vec<LostTenure>,
     pub(super) traffic: Traffic,
@@ -78,6 +81,8 @@ impl Electorate {
 /// The Service of a claim and its slices.
 #[derive(Default)]
 pub(super) struct Traffic {
+    /// Whether the claim has, or had when last told of, traffic that is routed.
+    pub(super) concerned: bool,
     /// Whether Services and slices have been listed.
     pub(super) known: bool,
     pub(super) service: Option<Arc<Service>>,
@@ -86,6 +91,8 @@ pub(super) struct Traffic {
     pub(super) own: Vec<Arc<EndpointSlice>>,
     /// Slices of ours that may have an endpoint, whatever `own` says; as they would be without.
     pub(super) filled: Vec<EndpointSlice>,
+    /// Slices that this term of leadership has emptied at least once.
+    pub(super) emptied: BTreeSet<String>,
 }
 
 /// How a claim stands with its key, as far as its pods are concerned.
@@ -226,10 +233,11 @@ pub(super) fn electorate<C: Consul>(
         leaders_version: leaders_pod.and_then(|pod| pod.resource_version()),
         badged: badged(caches, name),
         worn: leader.ledger.worn(id),
+        relieved: leader.ledger.relieved(id),
         lost: lost(view, claim.status.as_ref(), now),
         known: caches.pods.is_synced() && (!once || caches.jobs.is_synced()),
         candidates: candidates.unwrap_or_default(),
-        traffic: traffic(caches, leader.ledger.filled(id), &name.namespace, claim, settings),
+        traffic: traffic(leader, id, claim, settings),
         present,
         runs,
         runs_read,
@@ -297,14 +305,14 @@ fn backend(pod: &Pod, standing: &Standing) -> Option<Backend> {
     })
 }
 
-fn traffic(
-    caches: &Caches,
-    filled: Vec<EndpointSlice>,
-    namespace: &str,
+fn traffic<C: Consul>(
+    leader: &Leader<C>,
+    id: &ClaimId,
     claim: &ConsulLock,
     settings: Option<&api::Settings>,
 ) -> Traffic {
-    let uid = claim.uid().unwrap_or_default();
+    let (caches, ledger) = (&leader.caches, &leader.ledger);
+    let (uid, namespace) = (claim.uid().unwrap_or_default(), claim.namespace().unwrap_or_default());
     let managed = |slice: &EndpointSlice| {
         slice.labels().get(MANAGED_BY_LABEL).is_some_and(|by| by == MANAGED_BY)
     };
@@ -315,7 +323,7 @@ fn traffic(
         None => (None, Vec::new()),
         Some(service) => {
             let mine = own.iter().map(|slice| age(slice)).min();
-            let mut others = caches.slices.by(&kinds::of_service(namespace, service));
+            let mut others = caches.slices.by(&kinds::of_service(&namespace, service));
             others.retain(|slice| !own.iter().any(|own| own.name_any() == slice.name_any()));
             // Two claims of one Service: the one that came first keeps it.
             others.retain(|slice| {
@@ -323,11 +331,15 @@ fn traffic(
             });
             others.sort_by_key(|slice| age(slice));
             let others = others.iter().map(|slice| slice.name_any()).collect();
-            (caches.services.get(&ObjectName::new(namespace, service)), others)
+            (caches.services.get(&ObjectName::new(&namespace, service)), others)
         }
     };
     let known = caches.services.is_synced() && caches.slices.is_synced();
-    Traffic { known, service, others, own, filled }
+    let told = claim.status.iter().flat_map(|status| &status.conditions);
+    let concerned = settings.is_some_and(|settings| settings.service.is_some())
+        || told.into_iter().any(|condition| condition.type_ == ROUTING_SYNCED);
+    let (filled, emptied) = (ledger.filled(id), ledger.emptied(id));
+    Traffic { concerned, known, service, others, own, filled, emptied }
 }
 
 fn age(slice: &EndpointSlice) -> (Option<jiff::Timestamp>, String) {

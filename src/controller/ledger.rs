@@ -42,9 +42,13 @@ struct Entry {
     noticed: Noticed,
     /// Pods that were given the badge, or may have been, and were not relieved of it since.
     worn: Vec<Worn>,
+    /// Pods that were relieved of it at least once, by UID.
+    relieved: BTreeSet<Arc<str>>,
     /// Slices that were given an endpoint, or may have been, and were not emptied since; as they
     /// would be without it.
     filled: Vec<EndpointSlice>,
+    /// Slices that were emptied at least once.
+    emptied: BTreeSet<String>,
     /// What has run, as the last tenure read it.
     runs: Runs,
 }
@@ -78,7 +82,9 @@ impl Ledger {
             superseded: Vec::new(),
             noticed: Noticed::default(),
             worn: Vec::new(),
+            relieved: BTreeSet::new(),
             filled: Vec::new(),
+            emptied: BTreeSet::new(),
             runs: Runs::default(),
         });
         let since = entry.since;
@@ -139,10 +145,17 @@ impl Ledger {
     }
 
     /// A pod was relieved of its badge.
-    pub(super) fn stripped(&self, id: &ClaimId, uid: &str) {
+    pub(super) fn stripped(&self, id: &ClaimId, uid: &Arc<str>) {
         if let Some(entry) = self.books().claims.get_mut(id) {
-            entry.worn.retain(|worn| *worn.badged.uid != *uid);
+            entry.worn.retain(|worn| worn.badged.uid != *uid);
+            entry.relieved.insert(Arc::clone(uid));
         }
+    }
+
+    /// The pods that were relieved of the badge at least once, by UID: a label that an earlier term
+    /// sent comes too late there.
+    pub(super) fn relieved(&self, id: &ClaimId) -> BTreeSet<Arc<str>> {
+        self.books().claims.get(id).map(|entry| entry.relieved.clone()).unwrap_or_default()
     }
 
     /// The pods that may wear the badge, whatever the cache says.
@@ -151,22 +164,24 @@ impl Ledger {
     }
 
     /// Remembers that a slice is about to be given an endpoint. `blank`: the slice without it.
-    /// Returns whether that was remembered already.
-    pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) -> bool {
-        let mut books = self.books();
-        let Some(entry) = books.claims.get_mut(id) else { return false };
-        let known = entry.filled.len();
-        entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
-        let was_known = entry.filled.len() < known;
-        entry.filled.push(blank);
-        was_known
+    pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
+            entry.filled.push(blank);
+        }
     }
 
-    /// A slice was emptied, or has never been given an endpoint.
-    pub(super) fn emptied(&self, id: &ClaimId, name: &str) {
+    /// A slice was emptied.
+    pub(super) fn empties(&self, id: &ClaimId, name: &str) {
         if let Some(entry) = self.books().claims.get_mut(id) {
             entry.filled.retain(|filled| filled.metadata.name.as_deref() != Some(name));
+            entry.emptied.insert(name.to_owned());
         }
+    }
+
+    /// The slices that were emptied at least once: what an earlier term sent comes too late there.
+    pub(super) fn emptied(&self, id: &ClaimId) -> BTreeSet<String> {
+        self.books().claims.get(id).map(|entry| entry.emptied.clone()).unwrap_or_default()
     }
 
     /// The slices that may have an endpoint, whatever the cache says.
@@ -313,7 +328,8 @@ mod tests {
         ledger.dresses(&id, badged("a"));
         ledger.dresses(&id, badged("a"));
         ledger.dresses(&id, badged("b"));
-        ledger.stripped(&id, "a");
+        ledger.stripped(&id, &"a".into());
+        assert_eq!(ledger.relieved(&id), ["a".into()].into());
         let worn = |over: Option<&str>| Worn { badged: badged("b"), over: over.map(str::to_owned) };
         assert_eq!(ledger.worn(&id), [worn(None)]);
         ledger.dressed(&id, "b", Some(&"7".to_owned()));
@@ -322,11 +338,13 @@ mod tests {
         assert_eq!(ledger.worn(&id), [worn(None)], "not known to have arrived");
         let mut blank = EndpointSlice::default();
         blank.metadata.name = Some("slice".to_owned());
-        assert!(!ledger.fills(&id, blank.clone()));
-        assert!(ledger.fills(&id, blank.clone()));
+        ledger.fills(&id, blank.clone());
+        ledger.fills(&id, blank.clone());
         assert_eq!(ledger.filled(&id), [blank]);
-        ledger.emptied(&id, "slice");
+        assert!(ledger.emptied(&id).is_empty());
+        ledger.empties(&id, "slice");
         assert!(ledger.filled(&id).is_empty());
+        assert!(ledger.emptied(&id).contains("slice"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The controller: turns claims into keepers, and what keepers know into statuses.
 //!
 //! It has two layers. [`Controller::watch`] keeps the caches of ConsulLocks, Namespaces, pods, nodes,
-//! Services, EndpointSlices and Jobs and runs on every replica, so that a standby knows everything when its turn comes.
+//! Services, EndpointSlices and Jobs and runs on every replica, so that a standby knows nearly
+//! everything when its turn comes; what the last leader wrote it lists once more.
 //! [`Controller::lead`] acts, and runs only while this replica leads: whoever calls it drops the
 //! future when leadership is lost, and with it every keeper; nothing is released then, for the next
 //! leader adopts what the statuses record.
@@ -13,19 +14,20 @@
 //! ```
 //!
 //! A walk is due when the claim changes, when its Namespace, one of its pods or its Service does,
-//! when its keepers wake it, and at *valid until*. Loss is acted on by the same walk, and no watch can delay it.
+//! when its keepers wake it, and at *valid until*. Loss is acted on by the same walk, and no watch
+//! can delay it.
 //!
 //! # Guarantees
 //! A claim is reported `Held` only while [`crate::keeper::KeeperView::token`] answers. The
 //! finalizer is on before anything is made in Consul, and comes off after a clean release, or once
 //! the session has expired by itself. Every write to Kubernetes asks first whether this replica
-//! leads. Writes to a claim and endpoints put into a slice carry the resource version that they are
-//! about, writes to a pod its UID. In a steady state nothing is written.
+//! leads. Writes to a claim, endpoints put into a slice, labels put on a pod and gates opened carry
+//! the resource version that they are about; what takes endpoint or label away changes the version.
+//! So an order that arrives late, of this term or of an earlier one, is refused. In a steady state
+//! nothing is written.
 //! The key does not move within the cluster before the endpoint and the label of its last leader
-//! are gone.
+//! are gone; a new term lists everything before it decides that they are.
 //! # Not guaranteed
-//! A new term knows of the endpoints that the last one left by its watches alone: while these lag
-//! behind, the key may move before such an endpoint is gone.
 //! A status lags behind by a walk and a write, and behind a dead leader by its Lease. A session
 //! that was created just before a crash, and whose claim was deleted before the next leader came,
 //! is left to its TTL.
@@ -330,17 +332,20 @@ impl<C: Consul> Controller<C> {
         &self,
         cache: &Cache<K>,
         namespace: Option<&str>,
-        api: impl FnOnce(Client) -> Api<K>,
+        api: impl Fn(Client) -> Api<K>,
         slim: fn(&mut K),
     ) {
-        let events = watcher(api(self.client.clone()), watch_config());
-        let events = events.backoff(backoff((self.jitter)()));
-        cache.follow(namespace, events.modify(slim), &self.metrics).await;
+        let watch = || {
+            let events = watcher(api(self.client.clone()), watch_config());
+            events.backoff(backoff((self.jitter)())).modify(slim)
+        };
+        cache.follow(namespace, watch, &self.metrics).await;
     }
 
     /// Looks after every claim, for as long as it is polled. Dropping it drops the keepers, which
     /// releases nothing.
     pub async fn lead(&self) -> LeadError {
+        self.caches.renew();
         let (wake, woken) = mpsc::unbounded_channel();
         let writer =
             Writer::new(self.client.clone(), self.clock.clone(), Arc::clone(&self.may_act));
@@ -378,6 +383,18 @@ impl<C: Consul> Drop for Will<'_, C> {
 }
 
 impl Caches {
+    /// Has everything listed anew: an earlier term may have written what no watch has told yet.
+    fn renew(&self) {
+        let Caches { claims, namespaces, pods, nodes, services, slices, jobs } = self;
+        claims.renew();
+        namespaces.renew();
+        pods.renew();
+        nodes.renew();
+        services.renew();
+        slices.renew();
+        jobs.renew();
+    }
+
     /// How many claims are in each phase; none while another replica speaks for them.
     fn by_phase(&self, leads: bool) -> Vec<(&'static str, usize)> {
         let mut counts = Phase::ALL.map(|phase| (phase.as_str(), 0));

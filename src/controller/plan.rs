@@ -195,17 +195,23 @@ fn keep(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
 fn part(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
     let claim = &seen.object;
     let ours = claim.finalizers().iter().any(|name| name == FINALIZER);
+    let course = course(seen, &May::Nothing, &config.cluster, now);
+    // What its pod has of it goes first, and that is not known yet.
+    let waits = course.told.unlisted.is_some();
     // Our finalizer goes last: without it nothing is left behind, whatever the status says.
-    let keepers = if ours || seen.stop.is_some() { stop(seen, config) } else { KeepersStep::Leave };
+    let keepers = match ours || seen.stop.is_some() {
+        true if !waits => stop(seen, config),
+        _ => KeepersStep::Leave,
+    };
     let released = matches!(keepers, KeepersStep::Forget)
         || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
     ClaimPlan {
-        finalizer: if ours && released {
+        finalizer: if ours && released && !waits {
             FinalizerStep::Remove { unclean: seen.stop == Some(StopState::Abandoned) }
         } else {
             FinalizerStep::Keep
         },
-        course: course(seen, &May::Nothing, &config.cluster, now),
+        course,
         keepers,
         judged: judge(seen, config),
     }
@@ -619,6 +625,21 @@ mod tests {
                 let plan = planned(seen);
                 assert_eq!((plan.keepers, plan.finalizer), (keepers, finalizer), "{stop:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_deleted_claim_keeps_its_key_while_it_is_unknown_what_its_leader_has() {
+        let mut status = held_status();
+        status["holder"]["pod"] = json!("a");
+        status["holder"]["uid"] = json!("uid-a");
+        let object = deleted(claim_with_status("{}", status));
+        for stop in [None, Some(StopState::Running)] {
+            let mut blind = seen(object.clone());
+            (blind.stop, blind.electorate.known) = (stop, false);
+            let plan = planned(blind);
+            let (keep, leave) = (FinalizerStep::Keep, KeepersStep::Leave);
+            assert_eq!((plan.finalizer, plan.keepers), (keep, leave), "{stop:?}");
         }
     }
 

@@ -13,15 +13,15 @@
 //! gone; a pod is deleted only if its tenure was lost. Afterwards, with the faults over, everything
 //! is as a fresh controller would have it, and nothing is written any more.
 //!
-//! A seed determines a run; a failing seed is printed, and becomes a named case. What the fake API
-//! server does, the real one does: `tests/servers/api_contract.rs`.
+//! A seed determines a run; a failing seed is printed, and what it found becomes a test of the part
+//! that was wrong, for with the next change the seed means another run. What the fake API server
+//! does, the real one does: `tests/servers/api_contract.rs`.
 //!
 //! # Not covered
 //! Several claims, several clusters, and two replicas that both believe to lead: the Lease is the
-//! business of `replicas`. An order that a dead controller gave Consul or the API server, and that
-//! arrives when another one acts already, counts as fate. So does an endpoint that an earlier term
-//! left and of which the watches have not told yet: a new term may give the key up before it is
-//! gone. It is judged in the end alone.
+//! business of `replicas`. An order that a dead controller gave Consul, and that arrives when another
+//! one acts already, counts as fate; so does what becomes of a tenure that it began and did not come
+//! to record.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -33,7 +33,11 @@ use serde_json::{Value, json};
 use testbed::fake_api::{FakeApi, Target};
 
 use super::*;
-use crate::{consul::fake::FakeConsul, keeper::wire::Underway};
+use crate::{
+    consul::fake::FakeConsul,
+    election::{label, relieved_annotation},
+    keeper::wire::Underway,
+};
 
 mod cast;
 mod line;
@@ -101,25 +105,75 @@ struct Kind {
     hasty_consul: bool,
     /// To an order that takes an endpoint or a label away the API server says yes, and does nothing.
     deaf_to_retreats: bool,
-    /// A slice that is empty already keeps its version when it is emptied.
-    strips_bump: bool,
+    /// A slice that is empty already keeps its version when it is emptied, and a label lands on any
+    /// version of its pod.
+    ignores_versions: bool,
     /// Every endpoint takes long to arrive.
     delays_endpoints: bool,
+    /// Every label does.
+    delays_labels: bool,
+    /// An endpoint arrives as two.
+    doubles_endpoints: bool,
+    /// Whoever loses its label is deleted.
+    deletes_leaders: bool,
     /// From some time on no watch tells anything of pods, nor that it does not.
     silences_pods: bool,
+    /// What is written to the claim is never answered.
+    swallows_claims: bool,
 }
 
 impl Kind {
     /// Whether a write is answered without being carried out.
-    fn forges(self, method: &str, target: &Target, content: &mut Value) -> bool {
-        let slice = target.plural == "endpointslices" && method == "PATCH";
-        if self.strips_bump && slice {
-            let annotations = content["metadata"]["annotations"].as_object_mut();
-            annotations.map(|all| all.remove("consullock.dev/emptied-at"));
+    fn forges(self, write: Write, content: &mut Value) -> bool {
+        if self.ignores_versions && write == Write::Retreat {
+            let bumps = ["consullock.dev/emptied-at", &relieved_annotation(CLAIM)];
+            if let Some(annotations) = content["metadata"]["annotations"].as_object_mut() {
+                annotations.retain(|name, _| !bumps.contains(&&**name));
+            }
         }
-        let label = &content["metadata"]["labels"][crate::election::label(CLAIM)];
-        let badge = target.plural == "pods" && method == "PATCH" && label.is_null();
-        self.deaf_to_retreats && (slice || badge)
+        if self.ignores_versions && write == Write::Advance && content["kind"].is_null() {
+            let metadata = content["metadata"].as_object_mut();
+            metadata.and_then(|fields| fields.remove("resourceVersion"));
+        }
+        if self.doubles_endpoints && write == Write::Advance {
+            let endpoints = content.get_mut("endpoints").and_then(Value::as_array_mut);
+            endpoints.into_iter().for_each(|all| all.extend_from_within(..));
+        }
+        self.deaf_to_retreats && write == Write::Retreat
+    }
+
+    /// Whether a write takes long to arrive.
+    fn delays(self, write: Write, target: &Target) -> bool {
+        let delays_it = match &*target.plural {
+            "pods" => self.delays_labels,
+            _ => self.delays_endpoints,
+        };
+        delays_it && write == Write::Advance
+    }
+}
+
+/// What a write of the controller is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    /// It gives a pod an endpoint or a label.
+    Advance,
+    /// It takes an endpoint or a label away.
+    Retreat,
+    Other,
+}
+
+impl Write {
+    fn of(method: &str, target: &Target, content: &Value) -> Write {
+        let gives = match &*target.plural {
+            "endpointslices" => content["endpoints"].as_array().is_some_and(|all| !all.is_empty()),
+            "pods" => !content["metadata"]["labels"][label(CLAIM)].is_null(),
+            _ => return Write::Other,
+        };
+        match gives {
+            true => Write::Advance,
+            false if method == "PATCH" => Write::Retreat,
+            false => Write::Other,
+        }
     }
 }
 
@@ -165,15 +219,20 @@ fn spec(random: &Random) -> (Value, Duration) {
 
 /// One run.
 fn run(seed: u64, kind: Kind) -> Outcome {
+    in_paused_time(simulate(seed, kind))
+}
+
+fn in_paused_time<T>(story: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, simulate(seed, kind))
+    tokio::task::LocalSet::new().block_on(&runtime, story)
 }
 
-async fn simulate(seed: u64, kind: Kind) -> Outcome {
+/// A world with the claim and a controller that is about to start.
+fn stage(seed: u64, kind: Kind) -> (Random, Cast, Process) {
     let clock = Clock::simulated();
     let random: Random = Arc::new(Mutex::new(SmallRng::seed_from_u64(seed)));
     let consul = FakeConsul::new(clock.clone());
@@ -187,7 +246,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
         guard(&world).diary = Some(Vec::new());
     }
     let (spec, ttl) = spec(&random);
-    let mut cast = Cast::new(&world, &random, &spec);
+    let cast = Cast::new(&world, &random, &spec);
     let network = Network::new(clock.clone(), Arc::clone(&random), Arc::clone(&world), kind);
     let line = Line {
         clock: clock.clone(),
@@ -198,11 +257,11 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
         ttl,
         ttl_factor: if kind.hasty_consul { 0.1 } else { 1.0 },
     };
-    let mut process = Process {
+    let process = Process {
         next: clock.now(),
-        clock: clock.clone(),
+        clock,
         random: Arc::clone(&random),
-        world: Arc::clone(&world),
+        world,
         network,
         line,
         leads: Arc::default(),
@@ -210,7 +269,12 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
         watching: None,
         leading: None,
     };
+    (random, cast, process)
+}
 
+async fn simulate(seed: u64, kind: Kind) -> Outcome {
+    let (random, mut cast, mut process) = stage(seed, kind);
+    let (clock, world) = (process.clock.clone(), Arc::clone(&process.world));
     let end_of_trouble = clock.now() + TROUBLED;
     while clock.now() < end_of_trouble && guard(&world).broken.is_none() {
         process.tick();
@@ -319,9 +383,29 @@ fn check_catches_a_key_that_moves_while_its_last_leader_is_in_service() {
 #[test]
 fn check_catches_an_endpoint_that_arrives_after_its_slice_was_emptied() {
     let slow = Kind { delays_endpoints: true, ..Kind::default() };
-    let kind = Kind { strips_bump: true, ..slow };
+    let kind = Kind { ignores_versions: true, ..slow };
     assert_eq!(search(0..40, slow, |outcome| outcome.broken.is_some()), []);
     assert!(is_caught(kind, "comes after its tenure was given up"), "late endpoints go unseen");
+}
+
+#[test]
+fn check_catches_a_label_that_arrives_after_it_was_taken_away() {
+    let slow = Kind { delays_labels: true, ..Kind::default() };
+    let kind = Kind { ignores_versions: true, ..slow };
+    assert_eq!(search(0..40, slow, |outcome| outcome.broken.is_some()), []);
+    assert!(is_caught(kind, "labelled"), "late labels go unseen");
+}
+
+#[test]
+fn check_catches_a_second_endpoint() {
+    let kind = Kind { doubles_endpoints: true, ..Kind::default() };
+    assert!(is_caught(kind, "there is a second endpoint"), "nobody counts endpoints");
+}
+
+#[test]
+fn check_catches_a_pod_that_is_deleted_though_it_lost_nothing() {
+    let kind = Kind { deletes_leaders: true, ..Kind::default() };
+    assert!(is_caught(kind, "which lost nothing, is deleted"), "nobody looks at deletions");
 }
 
 #[test]
@@ -334,6 +418,25 @@ fn check_catches_a_valid_until_that_is_too_late() {
 fn check_catches_an_end_that_is_not_as_it_should_be() {
     let kind = Kind { silences_pods: true, ..Kind::default() };
     assert!(is_caught(kind, "the key"), "nobody looks at the end");
+}
+
+#[test]
+fn a_claim_does_not_wait_for_anothers_slow_call() {
+    in_paused_time(async {
+        let kind = Kind { swallows_claims: true, ..Kind::default() };
+        let (_, cast, mut process) = stage(1, kind);
+        let world = Arc::clone(&process.world);
+        let phase = |name: &str| {
+            let world = guard(&world);
+            let claim = world.api.all("consullocks").find(|claim| name_of(claim) == name).cloned();
+            claim.map(|claim| text(&claim["status"]["phase"]).to_owned())
+        };
+        cast.declare("other", &json!({}));
+        process.tick();
+        process.clock.sleep_until(process.clock.now() + Duration::from_secs(1)).await;
+        assert_eq!(phase("other").as_deref(), Some("Held"));
+        assert_eq!(phase(CLAIM).as_deref(), Some(""), "it was to wait for its answer");
+    });
 }
 
 #[test]

@@ -36,7 +36,8 @@ const ADOPTION: Duration = Duration::from_secs(5);
 /// How long a deletion may take before the status tells of it.
 const PARTING: Duration = Duration::from_secs(1);
 
-const ROUTING_SYNCED: &str = "RoutingSynced";
+/// The condition of a claim that routes traffic, or did when this was last written.
+pub(super) const ROUTING_SYNCED: &str = "RoutingSynced";
 
 /// Everything that a status is made of.
 pub(super) struct Report<'a> {

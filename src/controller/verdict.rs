@@ -200,9 +200,16 @@ pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
 
 fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
     facts.deleting.then(|| {
-        let message = match facts.view {
-            Some(_) => "the claim is being deleted and releases its key first",
-            None => "the claim is being deleted; it contends no more, and others hold it back",
+        let message = match (facts.unlisted, facts.view) {
+            (Some(unlisted), _) => format!(
+                "the claim is being deleted, but {unlisted} cannot be listed; what its pod has of \
+                 it is taken away before the key is released"
+            ),
+            (None, Some(_)) => "the claim is being deleted and releases its key first".to_owned(),
+            (None, None) => {
+                "the claim is being deleted; it contends no more, and others hold it back"
+                    .to_owned()
+            }
         };
         Verdict::new(Phase::Releasing, Truth::False, Reason::Deleting, message)
     })
@@ -467,6 +474,8 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::SessionInvalidated => "Consul ended the session",
         EndReason::KeyDeleted => "the key was deleted",
         EndReason::KeyTaken => "the key was taken away",
-        EndReason::Superseded => "a later tenure of this claim followed, and its end was not recorded",
+        EndReason::Superseded => {
+            "a later tenure of this claim followed, and its end was not recorded"
+        }
     }
 }

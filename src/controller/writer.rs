@@ -16,7 +16,7 @@ use super::course::{Dress, Open, Remove, Strip};
 use crate::{
     api::{ConsulLock, FINALIZER},
     clock::{Clock, Elapsed},
-    election::{BADGE, GATE, SLICE_TOKEN_ANNOTATION, label, token_annotation},
+    election::{BADGE, GATE, SLICE_TOKEN_ANNOTATION, label, relieved_annotation, token_annotation},
 };
 
 /// Answers whether this replica still leads.
@@ -187,20 +187,31 @@ impl Writer {
         none_if_gone(self.attempt(api.patch_status(&name, &params, &patch)).await)
     }
 
-    /// Gives a pod a claim's label and token.
+    /// Gives a pod a claim's label and token, if it is still as it was when that was decided, so
+    /// that a write which arrives late finds another version. Returns the version that it has now.
     pub(super) async fn dress(
         &self,
         namespace: &str,
         dress: &Dress,
         claim: &str,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Option<String>, WriteError> {
         let token = dress.token.to_string();
-        self.patch_badge(namespace, (&dress.pod, &dress.uid), claim, Some((BADGE, &token))).await
+        let mut patch = json!({
+            "metadata": {
+                "uid": &*dress.uid,
+                "labels": { label(claim): BADGE },
+                "annotations": { token_annotation(claim): token, relieved_annotation(claim): null },
+            },
+        });
+        only_over(&mut patch, dress.over.as_deref());
+        let dressed = self.patch_metadata(namespace, &dress.pod, patch).await?;
+        Ok(dressed.resource_version())
     }
 
     /// Relieves a pod of a claim's label and token, after it was deleted if that is asked for: a
-    /// crash in between must not leave a pod that nobody knows to have lost its tenure. A pod that
-    /// is gone carries nothing, and its namesake is not meant.
+    /// crash in between must not leave a pod that nobody knows to have lost its tenure. The write
+    /// changes the pod in any case, so a label that is still on its way is refused. A pod that is
+    /// gone carries nothing, and its namesake is not meant.
     pub(super) async fn strip(
         &self,
         namespace: &str,
@@ -215,8 +226,18 @@ impl Writer {
         if deleted.as_ref().is_err_and(|error| !never(error)) {
             return deleted;
         }
-        let stripped = self.patch_badge(namespace, (&strip.pod, &strip.uid), claim, None).await;
-        deleted.and(done_if_gone(stripped))
+        let patch = json!({
+            "metadata": {
+                "uid": &*strip.uid,
+                "labels": { label(claim): null },
+                "annotations": {
+                    token_annotation(claim): null,
+                    relieved_annotation(claim): self.clock.wall().to_string(),
+                },
+            },
+        });
+        let stripped = self.patch_metadata(namespace, &strip.pod, patch).await;
+        deleted.and(done_if_gone(stripped.map(drop)))
     }
 
     async fn delete_pod(&self, namespace: &str, strip: &Strip) -> Result<(), WriteError> {
@@ -237,46 +258,50 @@ impl Writer {
         done_if_gone(self.attempt(jobs.delete(&remove.job, &params)).await.map(drop))
     }
 
-    /// Takes our scheduling gate off a pod, and leaves those of others.
-    pub(super) async fn open_gate(&self, namespace: &str, open: &Open) -> Result<(), WriteError> {
-        let patch = json!({
+    /// Takes our scheduling gate off a pod, if it has the given version still, and leaves those of
+    /// others: a write that arrives late must not start a pod whose turn is over.
+    pub(super) async fn open_gate(
+        &self,
+        namespace: &str,
+        open: &Open,
+        over: Option<&str>,
+    ) -> Result<(), WriteError> {
+        let mut patch = json!({
             "metadata": { "uid": &*open.uid },
             "spec": { "schedulingGates": [{ "name": GATE, "$patch": "delete" }] },
         });
+        only_over(&mut patch, over);
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(FIELD_MANAGER);
         let patch = Patch::Strategic(patch);
         self.attempt(pods.patch(&open.pod, &params, &patch)).await.map(drop)
     }
 
-    async fn patch_badge(
+    /// Patches what a pod carries. Another pod of the name is not meant: the API server refuses
+    /// another UID.
+    async fn patch_metadata(
         &self,
         namespace: &str,
-        (pod, uid): (&str, &str),
-        claim: &str,
-        badge: Option<(&str, &str)>,
-    ) -> Result<(), WriteError> {
-        // Another pod of the same name is not meant: the API server refuses another UID.
-        let patch = json!({
-            "metadata": {
-                "uid": uid,
-                "labels": { label(claim): badge.map(|(label, _)| label) },
-                "annotations": { token_annotation(claim): badge.map(|(_, token)| token) },
-            },
-        });
-        let pods: Api<PartialObjectMeta<Pod>> = Api::namespaced(self.client.clone(), namespace);
+        pod: &str,
+        patch: Value,
+    ) -> Result<PartialObjectMeta<Pod>, WriteError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(FIELD_MANAGER);
-        self.attempt(pods.patch_metadata(pod, &params, &Patch::Merge(patch))).await.map(drop)
+        self.attempt(pods.patch_metadata(pod, &params, &Patch::Merge(patch))).await
     }
 
-    /// Puts an endpoint into a slice: a new one, or one that still has the given version.
+    /// Makes a slice, which must not have an endpoint yet.
+    pub(super) async fn make_slice(
+        &self,
+        blank: &EndpointSlice,
+    ) -> Result<EndpointSlice, WriteError> {
+        self.attempt(self.slices(blank).create(&PostParams::default(), blank)).await
+    }
+
+    /// Puts an endpoint into a slice that still has the given version.
     pub(super) async fn fill_slice(&self, slice: &EndpointSlice) -> Result<(), WriteError> {
-        let (api, params) = (self.slices(slice), PostParams::default());
-        let filled = match slice.metadata.resource_version {
-            None => self.attempt(api.create(&params, slice)).await,
-            Some(_) => self.attempt(api.replace(&slice.name_any(), &params, slice)).await,
-        };
-        filled.map(drop)
+        let (api, name) = (self.slices(slice), slice.name_any());
+        self.attempt(api.replace(&name, &PostParams::default(), slice)).await.map(drop)
     }
 
     /// Leaves a slice without an endpoint, whatever it is like now. The write changes the slice in
@@ -295,10 +320,7 @@ impl Writer {
         let (api, name) = (self.slices(blank), blank.name_any());
         let params = PatchParams::apply(FIELD_MANAGER);
         match self.attempt(api.patch(&name, &params, &Patch::Merge(patch))).await {
-            Err(error) if error.class() == Class::Gone => {
-                let slice = EndpointSlice { endpoints: Vec::new(), ..blank.clone() };
-                self.attempt(api.create(&PostParams::default(), &slice)).await.map(drop)
-            }
+            Err(error) if error.class() == Class::Gone => self.make_slice(blank).await.map(drop),
             written => written.map(drop),
         }
     }
@@ -338,6 +360,13 @@ impl Writer {
     fn claims(&self, claim: &ConsulLock) -> Api<ConsulLock> {
         let namespace = claim.namespace().unwrap_or_default();
         Api::namespaced(self.client.clone(), &namespace)
+    }
+}
+
+/// Has a patch refused by any version of the object but this one.
+fn only_over(patch: &mut Value, version: Option<&str>) {
+    if let Some(version) = version {
+        patch["metadata"]["resourceVersion"] = version.into();
     }
 }
 

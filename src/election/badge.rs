@@ -13,6 +13,7 @@ pub const BADGE: &str = "holder";
 
 const LABEL_PREFIX: &str = "consullock.dev/";
 const TOKEN_PREFIX: &str = "token.consullock.dev/";
+const RELIEVED_PREFIX: &str = "relieved.consullock.dev/";
 
 /// The label that the pod elected by `claim` carries.
 pub fn label(claim: &str) -> String {
@@ -22,6 +23,11 @@ pub fn label(claim: &str) -> String {
 /// The annotation that tells it its fencing token.
 pub fn token_annotation(claim: &str) -> String {
     format!("{TOKEN_PREFIX}{claim}")
+}
+
+/// The annotation that tells when a pod was last relieved of label and token.
+pub fn relieved_annotation(claim: &str) -> String {
+    format!("{RELIEVED_PREFIX}{claim}")
 }
 
 /// The claim whose badge a label of a pod is, if it is one.
@@ -66,5 +72,6 @@ mod tests {
         assert_eq!(claim_of_annotation(&token_annotation("billing")), Some("billing"));
         assert_eq!(claim_of_label("app"), None);
         assert_eq!(claim_of_annotation(PRIORITY_ANNOTATION), None);
+        assert_eq!(claim_of_annotation(&relieved_annotation("billing")), None);
     }
 }

@@ -73,7 +73,8 @@ static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
 
 const STRIP_A: &str = "PATCH pods/a off";
 const DRESS_A: &str = "PATCH pods/a on";
-const FILL: &str = "POST endpointslices";
+const MAKE: &str = "POST endpointslices";
+const FILL: &str = "PUT endpointslices/consullock-billing-ipv4";
 const EMPTY: &str = "PATCH endpointslices/consullock-billing-ipv4";
 
 impl Walker {
@@ -153,7 +154,9 @@ impl Walker {
             objects.into_iter().map(|one| Event::InitApply(serde_json::from_value(one).unwrap()));
         let events = [Event::Init].into_iter().chain(all).chain([Event::InitDone]);
         let events = events.map(watcher::Result::Ok).collect::<Vec<_>>();
-        cache.follow(None, stream::iter(events), &self.leader.metrics).await;
+        let mut events = Some(stream::iter(events));
+        let watch = || events.take().expect("started once");
+        cache.follow(None, watch, &self.leader.metrics).await;
     }
 
     async fn pods(&self, pods: Vec<Value>) {
@@ -326,7 +329,7 @@ async fn badge_and_endpoint_follow_the_key_in_this_order() {
     let walker = Walker::new().await;
     walker.elected().await;
     assert_eq!(walker.walk().await, None);
-    assert_eq!(walker.take_written(), [DRESS_A, FILL]);
+    assert_eq!(walker.take_written(), [DRESS_A, MAKE, FILL]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -421,7 +424,7 @@ async fn a_badge_that_was_written_is_not_written_again_before_the_cache_knows_of
 async fn a_slice_of_somebody_else_under_our_name_is_not_emptied() {
     let walker = Walker::new().await;
     walker.elected().await;
-    walker.fate(FILL, Some(Fate::Taken));
+    walker.fate(MAKE, Some(Fate::Taken));
     assert!(walker.walk().await.is_some());
     walker.take_written();
     walker.pods(vec![pod("a", 1, true), pod("b", 2, false)]).await;

@@ -99,7 +99,7 @@ fn scene(standing: Standing, pods: Vec<Candidate>) -> Electorate {
         leaders_version: led.map(|_| "v-1".to_owned()),
         backend,
         candidates: pods,
-        traffic: Traffic { known: true, service, ..Traffic::default() },
+        traffic: Traffic { concerned: true, known: true, service, ..Traffic::default() },
         ..electorate(standing)
     }
 }
@@ -497,6 +497,68 @@ fn while_services_cannot_be_listed_nothing_moves() {
 }
 
 #[test]
+fn a_key_that_is_not_to_be_held_stays_while_it_is_unknown_what_its_leader_has() {
+    let led = |pods_known, traffic_known| {
+        let mut led = scene(adopting("a"), vec![candidate("a")]);
+        led.known = pods_known;
+        led.traffic.known = traffic_known;
+        led.traffic.own = vec![filled("a")];
+        led
+    };
+    let leads = |course: &Course| match &course.stance {
+        Some(Stance::Contend { leader: Some(leader), .. }) => &*leader.pod == "a",
+        _ => false,
+    };
+    for (pods, traffic) in [(false, true), (true, false)] {
+        let paused = with(led(pods, traffic), |settings| May::StandBy(settings));
+        assert!(leads(&paused));
+        let alone = contending(led(pods, traffic), "{}", at(10));
+        assert!(leads(&alone), "a spec that wants no pod any more moves the key just as well");
+        let deleted = with(led(pods, traffic), |_| May::Nothing);
+        assert!(deleted.told.unlisted.is_some());
+    }
+    let mut held_for_long = scene(held(Some("a")), vec![candidate("a")]);
+    held_for_long.traffic.known = false;
+    let spec = format!("{{acquire: {{maxHold: 1s}}, {}", &SPEC[1..]);
+    assert!(!contending(held_for_long, &spec, at(10)).max_hold_is_over);
+    let paused = with(led(true, true), |settings| May::StandBy(settings));
+    assert_eq!(paused.stance, Some(Stance::StandBy(EndReason::Paused)));
+    let deleted = with(led(true, false), |_| May::Nothing);
+    assert_eq!(retreats(&deleted), ["empty consullock-billing-ipv4"], "not all is known yet");
+    let unrouted = Traffic { concerned: false, ..led(true, false).traffic };
+    let unrouted = Electorate { traffic: unrouted, ..led(true, false) };
+    assert_eq!(with(unrouted, |_| May::Nothing).told.unlisted, None);
+}
+
+#[test]
+fn before_the_key_moves_even_a_slice_that_looks_empty_is_emptied_once_in_a_term() {
+    let led = |pod| {
+        let mut led = scene(held(Some("a")), vec![pod, candidate("b")]);
+        led.traffic.own = vec![Arc::new(blank())];
+        led
+    };
+    let mut leaving = candidate("a");
+    leaving.deleting = true;
+    assert_eq!(retreats(&course_of(led(leaving))), [""; 0], "the key stays");
+    assert_eq!(retreats(&course_of(led(dead("a")))), ["empty consullock-billing-ipv4"]);
+    let mut emptied = led(dead("a"));
+    emptied.traffic.emptied = ["consullock-billing-ipv4".to_owned()].into();
+    assert_eq!(retreats(&course_of(emptied)), [""; 0]);
+}
+
+#[test]
+fn before_the_key_moves_even_a_leader_that_wears_no_label_is_relieved_once_in_a_term() {
+    let led = || scene(held(Some("a")), vec![dead("a"), candidate("b")]);
+    assert_eq!(stripped(&course_of(led())), [("a", false)], "one may be on its way");
+    let mut relieved = led();
+    relieved.relieved = ["uid-a".into()].into();
+    assert_eq!(stripped(&course_of(relieved)), []);
+    let mut gone = led();
+    gone.present.as_mut().unwrap().exists = false;
+    assert_eq!(stripped(&course_of(gone)), []);
+}
+
+#[test]
 fn while_it_is_undecided_whether_the_key_is_allowed_everything_stays() {
     let mut led = scene(adopting("a"), vec![dead("a"), candidate("b")]);
     led.badged = vec![badged("a", "41")];
@@ -639,22 +701,4 @@ fn losses_are_those_of_the_keepers_of_the_clock_and_of_the_status() {
     let at = |second| electorate::lost(Some(&view), claim.status.as_ref(), at(second));
     assert_eq!(at(99), [lost("b", "39"), lost("d", "37")]);
     assert_eq!(at(100), [lost("c", "41"), lost("b", "39"), lost("d", "37")], "valid until");
-}
-
-#[test]
-fn nothing_is_given_up_before_it_is_known_what_has_to_be_taken_away_first() {
-    let mut seen = seen(electorate(adopting("a")), SPEC);
-    let settings = seen.settings.clone().unwrap();
-    let may = May::StandBy(&settings);
-    for (pods, traffic) in [(false, true), (true, false)] {
-        (seen.electorate.known, seen.electorate.traffic.known) = (pods, traffic);
-        let stance = course(&seen, &may, "west", at(2)).stance;
-        let Some(Stance::Contend { leader: Some(kept), .. }) = stance else {
-            panic!("{stance:?}");
-        };
-        assert_eq!(&*kept.pod, "a");
-    }
-    (seen.electorate.known, seen.electorate.traffic.known) = (true, true);
-    let stance = course(&seen, &may, "west", at(2)).stance;
-    assert_eq!(stance, Some(Stance::StandBy(EndReason::Paused)));
 }

@@ -43,13 +43,17 @@ impl Cast {
             node_is(&mut world, node, "True");
         }
         cast.serve(&mut world);
+        drop(world);
+        cast.declare(CLAIM, spec);
+        cast
+    }
+
+    pub(super) fn declare(&self, name: &str, spec: &Value) {
         let claim = json!({
             "apiVersion": "consullock.dev/v1alpha1", "kind": "ConsulLock",
-            "metadata": { "name": CLAIM }, "spec": spec,
+            "metadata": { "name": name }, "spec": spec,
         });
-        world.act("POST", CLAIMS, &claim);
-        drop(world);
-        cast
+        guard(&self.world).act("POST", CLAIMS, &claim);
     }
 
     fn serve(&self, world: &mut World) {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Kind, Random, TROUBLED, chance, guard, span,
+    CLAIM, Kind, Random, TROUBLED, Write, chance, guard, span,
     world::{Shared, Writer},
 };
 use crate::clock::{Clock, Instant};
@@ -133,9 +133,12 @@ impl Network {
             world.sends(&target, &content);
             world.generation
         };
+        if self.kind.swallows_claims && target.name.as_deref() == Some(CLAIM) {
+            std::future::pending::<()>().await;
+        }
         let (reply, answer) = oneshot::channel();
         let network = Arc::clone(&self);
-        let is_slow = self.kind.delays_endpoints && method == "PUT";
+        let is_slow = self.kind.delays(Write::of(&method, &target, &content), &target);
         let work = async move {
             let lateness = if is_slow { 1.0 } else { network.faults().lateness };
             let answer = match network.travel(lateness).await {
@@ -174,12 +177,16 @@ impl Network {
         generation: u64,
     ) -> Response {
         let mut world = guard(&self.world);
-        if self.kind.forges(method, target, &mut content) {
+        let write = Write::of(method, target, &content);
+        if self.kind.forges(write, &mut content) {
             let answer = world.call("GET", target, b"", Writer::Other);
             return response(answer.code, &answer.body);
         }
-        if self.kind.strips_bump {
+        if !content.is_null() {
             body = content.to_string().into_bytes();
+        }
+        if self.kind.deletes_leaders && write == Write::Retreat && target.plural == "pods" {
+            world.call("DELETE", target, b"", Writer::Controller(generation));
         }
         let rivalry = self.faults().rivalry;
         if target.name.is_some() && rivalry > 0.0 && chance(&self.random, rivalry) {

@@ -64,8 +64,11 @@ fn held_by(world: &World, status: &Value, pod: &str) -> Result<(), String> {
             && endpoint.ready == ready
             && endpoint.token == Some(token)
     });
-    let expected = if cast::is_deleting(leader) { 0 } else { slices };
-    match right && endpoints.len() == expected && slices > 0 {
+    let complete = match cast::is_deleting(leader) {
+        true => endpoints.is_empty(),
+        false => endpoints.len() == slices && slices > 0,
+    };
+    match right && complete {
         true => Ok(()),
         false => Err(format!("{pod} holds the key with token {token}; endpoints: {endpoints:?}")),
     }

@@ -30,8 +30,6 @@ pub(super) struct World {
     times: Vec<(u64, Instant)>,
     tenures: Vec<Tenure>,
     newest_routed: u64,
-    /// The generation of the controller that put the last endpoint in.
-    filled_by: u64,
     pub(super) broken: Option<String>,
     pub(super) seen: Seen,
     /// What happened, where somebody wants to read it.
@@ -69,6 +67,8 @@ struct Tenure {
     /// When it began, as the key tells.
     since: String,
     lock_index: u64,
+    /// The controller that began it.
+    generation: u64,
     ended: Option<End>,
     /// Its pod was deleted because it had lost the key.
     condemned: bool,
@@ -115,7 +115,6 @@ impl World {
             times: Vec::new(),
             tenures: Vec::new(),
             newest_routed: 0,
-            filled_by: 0,
             broken: None,
             seen: Seen::default(),
             diary: None,
@@ -190,7 +189,7 @@ impl World {
         }
         if version != before && answer.code < 300 {
             if let Some(before) = slices_before {
-                self.judge_endpoints(&before, by);
+                self.judge_endpoints(&before);
             } else if target.plural == "pods" && by != Writer::Other {
                 match pod.flatten() {
                     Some(pod) => self.judge_deletion(&pod),
@@ -244,7 +243,7 @@ impl World {
     }
 
     /// Never more than one pod; and what is put in belongs to a tenure of that very pod.
-    fn judge_endpoints(&mut self, before: &[Routed], by: Writer) {
+    fn judge_endpoints(&mut self, before: &[Routed]) {
         let after = self.endpoints();
         let two_in_one = |one: &Routed| after.iter().filter(|o| o.slice == one.slice).count() > 1;
         if after.iter().any(|one| one.uid != after[0].uid) || after.iter().any(two_in_one) {
@@ -252,9 +251,6 @@ impl World {
         }
         for routed in after.iter().filter(|one| !before.contains(one)) {
             self.seen.routed += 1;
-            if let Writer::Controller(generation) = by {
-                self.filled_by = generation;
-            }
             let Some(token) = routed.token else {
                 return self.breaks(format!("an endpoint has no token: {routed:?}"));
             };
@@ -265,14 +261,10 @@ impl World {
             self.newest_routed = self.newest_routed.max(token);
             self.judge_tenant(token, &routed.pod.clone(), &routed.uid.clone());
             let ended = self.tenure(token).and_then(|tenure| tenure.ended);
-            if ended == Some(End::InOrder) && self.is_alive(by) {
+            if ended == Some(End::InOrder) {
                 self.breaks(format!("{routed:?} comes after its tenure was given up"));
             }
         }
-    }
-
-    fn is_alive(&self, by: Writer) -> bool {
-        by == Writer::Controller(self.generation)
     }
 
     fn judge_badge(&mut self, pod: &Value) {
@@ -284,6 +276,11 @@ impl World {
         match token {
             Ok(token) => {
                 self.judge_tenant(token, name_of(pod), text(&metadata["uid"]));
+                let ended = self.tenure(token).and_then(|tenure| tenure.ended);
+                if ended == Some(End::InOrder) {
+                    let pod = name_of(pod);
+                    self.breaks(format!("{pod} is labelled with {token}, which was given up"));
+                }
             }
             Err(_) => self.breaks(format!("{} has a label and no token", name_of(pod))),
         }
@@ -353,8 +350,8 @@ impl World {
             let value: Value = serde_json::from_slice(&pair.value).unwrap_or_default();
             let (pod, since) = (text(&value["pod"]).to_owned(), text(&value["since"]).to_owned());
             let (tokens, lock_index) = (vec![pair.modify_index], pair.lock_index);
-            let (uid, ended, condemned) = (None, None, false);
-            Tenure { tokens, pod, uid, session, since, lock_index, ended, condemned }
+            let (uid, ended, condemned, generation) = (None, None, false, self.generation);
+            Tenure { tokens, pod, uid, session, since, lock_index, generation, ended, condemned }
         });
         let present = self.tenures.last_mut().filter(|tenure| tenure.ended.is_none());
         let is_there = present.is_some();
@@ -384,8 +381,13 @@ impl World {
     /// The key goes on only when endpoint and label of its last leader are gone, unless to the same
     /// pod: a new controller that was told of no tenure begins one anew.
     fn ended(&mut self, cause: Cause, next: Option<&str>) {
-        let end = if cause == Cause::Ours { End::InOrder } else { End::Lost };
+        let status = &super::cast::claim(self)["status"];
+        let recorded: Option<u64> = text(&status["fencingToken"]).parse().ok();
         let Some(last) = self.tenures.last_mut() else { return };
+        // Of a tenure that was not recorded a new controller learns by the key alone.
+        let is_known = last.generation == self.generation
+            || recorded.is_some_and(|token| last.tokens.contains(&token));
+        let end = if cause == Cause::Ours && is_known { End::InOrder } else { End::Lost };
         last.ended = Some(end);
         let (tokens, pod, condemned) = (last.tokens.clone(), last.pod.clone(), last.condemned);
         self.note(|| format!("tenure {tokens:?} of {pod} ended: {end:?}"));
@@ -396,9 +398,7 @@ impl World {
         self.seen.handed_over += 1;
         let (endpoints, badges) = (self.endpoints(), self.badges());
         let moves = next != Some(&*pod);
-        // What an earlier term left, or sent in its last moments, its watches may not have told yet.
-        let is_known = self.filled_by == self.generation;
-        if moves && is_known && !endpoints.is_empty() {
+        if moves && !endpoints.is_empty() {
             self.breaks(format!("the key moves from {pod} while there is {endpoints:?}"));
         }
         if moves && badges.iter().any(|badge| badge.pod == pod) {
