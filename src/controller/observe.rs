@@ -65,10 +65,12 @@ pub(super) fn observe<C: Consul>(leader: &Leader<C>, name: &ObjectName) -> Obser
             id,
         })
     });
-    let orphans = match claim {
+    let mut orphans = match claim {
         Some(_) => Vec::new(),
         None => badged(&leader.caches, name),
     };
+    // A label of another value is somebody's own.
+    orphans.retain(|badged| badged.labelled || badged.token.is_some());
     let present = claim.as_ref().map(|seen| &seen.id);
     let former = leader
         .ledger

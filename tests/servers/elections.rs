@@ -308,7 +308,7 @@ async fn what_a_crash_left_on_other_pods_is_found_and_removed() {
     let stale = patch(json!({ "consullock.dev/lock": "holder" }), json!({}));
     cast.pods.patch("b", &Default::default(), &stale).await.unwrap();
     let none = patch(
-        json!({ "consullock.dev/nobody": "holder" }),
+        json!({ "consullock.dev/nobody": "holder", "consullock.dev/mine": "blue" }),
         json!({ "token.consullock.dev/nobody": "7" }),
     );
     cast.pods.patch("b", &Default::default(), &none).await.unwrap();
@@ -319,6 +319,8 @@ async fn what_a_crash_left_on_other_pods_is_found_and_removed() {
     cast.led_by_nobody("nobody").await;
     cast.routed("billing", Some("a")).await;
     assert_eq!(site.status("lock").await.transitions, 1);
+    let labels = cast.pods.get("b").await.unwrap().metadata.labels.unwrap();
+    assert_eq!(labels["consullock.dev/mine"], "blue", "no badge of ours");
 }
 
 #[tokio::test]
