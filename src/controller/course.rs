@@ -150,7 +150,7 @@ pub(super) enum Routing {
     /// To this pod.
     To(Arc<str>),
     /// To this pod, but for something that it lacks.
-    Partly { pod: Arc<str>, lacks: String },
+    Partly { pod: Arc<str>, reason: &'static str, lacks: String },
 }
 
 impl Told {
@@ -375,9 +375,14 @@ fn remove(pods: &Electorate, cluster: &str) -> Vec<Remove> {
             place: run.map_or_else(|| "a pod long ago".to_owned(), Run::place),
         })
     });
-    let mut remove: Vec<Remove> = remove.collect();
-    remove.dedup_by(|a, b| a.uid == b.uid);
-    remove
+    // A Job may have several pods.
+    let mut once: Vec<Remove> = Vec::new();
+    for job in remove {
+        if once.iter().all(|known| known.uid != job.uid) {
+            once.push(job);
+        }
+    }
+    once
 }
 
 fn open(
@@ -508,7 +513,11 @@ fn told(made: &Slices, pod: &Arc<str>) -> Routing {
     }
     match lacks.is_empty() {
         true => Routing::To(Arc::clone(pod)),
-        false => Routing::Partly { pod: Arc::clone(pod), lacks: lacks.join(" and ") },
+        false => Routing::Partly {
+            pod: Arc::clone(pod),
+            reason: if ports.is_empty() { "PodLacksAddress" } else { "PodLacksPort" },
+            lacks: lacks.join(" and "),
+        },
     }
 }
 

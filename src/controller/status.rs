@@ -433,8 +433,8 @@ fn routing_synced(report: &Report<'_>) -> Option<Statement> {
             (Truth::True, "NoEndpoint", format!("traffic goes nowhere: {why}"))
         }
         (None, Routing::To(pod)) => (Truth::True, "Routed", format!("traffic goes to pod {pod}")),
-        (None, Routing::Partly { pod, lacks }) => {
-            (Truth::False, "PodLacksPort", format!("pod {pod} lacks {lacks}"))
+        (None, Routing::Partly { pod, reason, lacks }) => {
+            (Truth::False, *reason, format!("pod {pod} lacks {lacks}"))
         }
     };
     Some(Statement { name: ROUTING_SYNCED, truth, reason, message })

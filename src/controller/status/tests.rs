@@ -553,12 +553,13 @@ fn a_change_of_leader_is_told_only_if_it_takes_long() {
 fn every_way_of_routing_has_its_reason() {
     use crate::election::Refusal;
     let lacks = "a container port named web".to_owned();
+    let partly = Routing::Partly { pod: "a".into(), reason: "PodLacksPort", lacks };
     let taken = Refusal::Taken { slice: "theirs".to_owned() };
     for (routing, truth, reason, part) in [
         (Routing::To("a".into()), "True", "Routed", "traffic goes to pod a"),
         (Routing::Nowhere("no pod holds the key"), "True", "NoEndpoint", "nowhere: no pod holds"),
         (Routing::Unknown, "Unknown", "ServicesUnknown", "cannot be listed"),
-        (Routing::Partly { pod: "a".into(), lacks }, "False", "PodLacksPort", "pod a lacks a con"),
+        (partly, "False", "PodLacksPort", "pod a lacks a con"),
         (Routing::Refused(Refusal::NoService), "False", "NoService", "routing.service"),
         (Routing::Refused(Refusal::HasSelector), "False", "ServiceHasSelector", "the selector"),
         (Routing::Refused(Refusal::ExternalName), "False", "ServiceIsExternalName", "ExternalName"),
