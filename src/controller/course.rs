@@ -184,13 +184,13 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
         }
         May::Nothing => None,
     };
-    let (stance, election) = stance(pods, may, now);
+    let unlisted = unlisted(pods, settings);
+    let (stance, election) = stance(pods, may, unlisted.is_none(), now);
     let max_hold = settings.and_then(|settings| settings.acquire.max_hold);
     let holds_until = match &pods.standing {
         Standing::Held { leader: Some(_), began, .. } => max_hold.map(|span| *began + span),
         _ => None,
     };
-    let unlisted = unlisted(pods, settings);
     let max_hold_is_over = unlisted.is_none() && holds_until.is_some_and(|end| now >= end);
     let wearer = wearer(pods, stance.as_ref(), matches!(may, May::Undecided(_)));
     let wearer = wearer.filter(|_| !max_hold_is_over);
@@ -224,12 +224,17 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
     }
 }
 
-fn stance(pods: &Electorate, may: &May<'_>, now: Instant) -> (Option<Stance>, Option<Election>) {
+fn stance(
+    pods: &Electorate,
+    may: &May<'_>,
+    all_is_listed: bool,
+    now: Instant,
+) -> (Option<Stance>, Option<Election>) {
     let settings = match may {
         May::Contend(settings) | May::StandBy(settings) => settings,
         May::Nothing | May::Undecided(_) => return (None, None),
     };
-    if unlisted(pods, Some(settings)).is_some() {
+    if !all_is_listed {
         // Whoever held the key goes on until we know better: what it has is to be taken away first.
         let stance = match &pods.standing {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
@@ -303,17 +308,19 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
             }),
         }
     }
-    // The key is about to move: what an earlier term sent must find another version.
-    let leader = pods.standing.leader().filter(|leader| Some(*leader) != wearer);
-    let leader = leader.filter(|leader| {
-        let exists = pods.present.as_ref().is_some_and(|present| present.exists);
-        exists && !pods.relieved.contains(&leader.uid)
-    });
-    if let Some(leader) = leader.filter(|leader| strip.iter().all(|one| one.uid != leader.uid)) {
+    let exists = pods.present.as_ref().is_some_and(|present| present.exists);
+    let outgoing = outgoing(pods, wearer).filter(|one| exists && !pods.relieved.contains(&one.uid));
+    if let Some(leader) = outgoing.filter(|leader| strip.iter().all(|one| one.uid != leader.uid)) {
         let (pod, uid) = (Arc::clone(&leader.pod), Arc::clone(&leader.uid));
         strip.push(Strip { pod, uid, delete: false });
     }
     strip
+}
+
+/// The leader whose tenure is about to end. What an earlier term of ours sent for it may be under
+/// way, so once in a term its pod and its slices get another version, whatever they look like.
+fn outgoing<'a>(pods: &'a Electorate, wearer: Option<&Arc<Leader>>) -> Option<&'a Arc<Leader>> {
+    pods.standing.leader().filter(|_| wearer.is_none())
 }
 
 fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
@@ -478,8 +485,7 @@ fn empty(seen: &Seen, wearer: Option<&Arc<Leader>>, target: Option<&Arc<Leader>>
         let uids = slice.endpoints.iter().map(|one| one.target_ref.as_ref()?.uid.as_deref());
         target.is_some_and(|target| uids.into_iter().all(|uid| uid == Some(&*target.uid)))
     };
-    // The key is about to move: what an earlier term sent must find another version.
-    let moves = pods.standing.leader().is_some() && wearer.is_none();
+    let moves = outgoing(pods, wearer).is_some();
     let is_due = |own: &EndpointSlice| {
         let is_filled = !own.endpoints.is_empty() && !is_target(own);
         is_filled || moves && !traffic.emptied.contains(&own.name_any())
