@@ -1,6 +1,6 @@
 //! The servers, the clients, and the controller's process.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use consul_lock::{
     api::{ConsulLock, FINALIZER},
@@ -18,7 +18,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
-use testbed::{ControlPlane, Folder, Port, Recipe, Server};
+use testbed::{ControlPlane, Folder, Port, Server};
 
 use crate::{Failure, Outcome, process, prometheus::Scrape};
 
@@ -211,31 +211,16 @@ impl Replica {
     pub(crate) fn start(bed: &Bed, flags: &[&str]) -> Outcome<Replica> {
         let (admin, folder) = (Port::reserve()?, Folder::new("controller")?);
         let own = [
-            "controller".to_owned(),
-            format!("--admin-addr=127.0.0.1:{}", admin.number()),
+            format!("--consul-http-addr={}", bed.consul.address()),
             format!("--lease-namespace={OURS}"),
             format!("--watch-namespaces={OURS}"),
             format!("--cluster-name={CLUSTER}"),
             format!("--key-prefix={CLUSTER}"),
         ];
-        let kubeconfig = bed.cluster.kubeconfig().display().to_string();
-        let recipe = Recipe {
-            name: "controller".to_owned(),
-            program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: own
-                .iter()
-                .map(String::as_str)
-                .chain(flags.iter().copied())
-                .map(Into::into)
-                .collect(),
-            env: vec![
-                ("KUBECONFIG".to_owned(), kubeconfig),
-                ("CONSUL_HTTP_ADDR".to_owned(), bed.consul.address()),
-            ],
-            log: folder.path().join("controller.log"),
-            allowed: PATIENCE,
-            grace: Duration::from_secs(30),
-        };
+        let flags = own.into_iter().chain(flags.iter().map(ToString::to_string));
+        let program = env!("CARGO_BIN_EXE_consul-lock");
+        let kubeconfig = bed.cluster.kubeconfig();
+        let recipe = testbed::replica(program, kubeconfig, admin.address(), &folder, flags);
         let server = Server::prepare(recipe, || Ok(()));
         server.launch()?;
         Ok(Replica { server, admin, _folder: folder })
@@ -252,8 +237,7 @@ impl Replica {
 
     /// Its metrics, if it answers.
     pub(crate) fn scrape(&self) -> Option<Scrape> {
-        let admin = SocketAddr::from(([127, 0, 0, 1], self.admin.number()));
-        let ask = || testbed::request(admin, "GET", "/metrics", &[], b"").ok();
+        let ask = || testbed::request(self.admin.address(), "GET", "/metrics", &[], b"").ok();
         tokio::task::block_in_place(ask).map(|reply| Scrape::new(reply.text()))
     }
 

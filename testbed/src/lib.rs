@@ -25,6 +25,7 @@ mod node;
 mod ports;
 mod process;
 mod proxy;
+mod replica;
 mod run;
 pub mod seeds;
 
@@ -41,7 +42,7 @@ pub use http::{Reply, request};
 pub use node::{BACKEND_IMAGE, Cluster, Image};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};
-
 pub use proxy::{Answer, Fault, Proxy};
+pub use replica::replica;
 pub use run::run;
 pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_for};

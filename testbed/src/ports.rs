@@ -8,7 +8,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{self, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
@@ -54,6 +54,12 @@ impl Port {
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// The port on the IPv4 loopback address.
+    #[must_use]
+    pub fn address(&self) -> net::SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.number).into()
     }
 
     fn take(number: u16) -> io::Result<Port> {

@@ -2,7 +2,6 @@
 //! can be cut.
 
 use std::{
-    ffi::OsString,
     net::SocketAddr,
     sync::atomic::{AtomicU16, Ordering},
 };
@@ -25,28 +24,17 @@ impl Replica {
         static NEXT: AtomicU16 = AtomicU16::new(8081);
         let cluster = space.cluster;
         let admin = SocketAddr::from((cluster.address(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let (folder, name) =
-            (Folder::new("controller").unwrap(), format!("replica-{}", admin.port()));
-        let args = [
-            "controller".to_owned(),
+        let folder = Folder::new("controller").unwrap();
+        let flags = [
             format!("--consul-http-addr={}:{}", cluster.gateway(), consul.http().port()),
-            format!("--admin-addr={admin}"),
             format!("--lease-namespace={}", space.namespace),
             format!("--watch-namespaces={}", space.namespace),
             format!("--cluster-name={}", space.namespace),
         ];
-        let recipe = Recipe {
-            name: format!("a controller of {}", space.namespace),
-            program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: args.map(OsString::from).to_vec(),
-            env: vec![
-                ("KUBECONFIG".to_owned(), cluster.kubeconfig().to_str().unwrap().to_owned()),
-                ("HOSTNAME".to_owned(), name.clone()),
-            ],
-            log: folder.path().join("controller.log"),
-            allowed: PATIENCE,
-            grace: PATIENCE,
-        };
+        let program = env!("CARGO_BIN_EXE_consul-lock");
+        let recipe = testbed::replica(program, cluster.kubeconfig(), admin, &folder, flags);
+        let recipe = Recipe { allowed: PATIENCE, ..recipe };
+        let name = recipe.name.clone();
         let ready = move || match request(admin, "GET", "/readyz", &[], b"") {
             Ok(reply) if reply.ok() => Ok(()),
             other => Err(format!("{other:?}")),

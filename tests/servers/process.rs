@@ -1,13 +1,8 @@
 //! The controller's process: probes, metrics, election and the end, with real servers.
 
-use std::{
-    ffi::OsString,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use testbed::{Consul, ConsulConfig, ControlPlane, Folder, Port, Recipe, Reply, Server, wait_for};
+use testbed::{Consul, ConsulConfig, ControlPlane, Folder, Port, Reply, Server, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,33 +22,23 @@ impl Replica {
 
     fn launch_with(kubeconfig: &Path, consul: &str, namespace: &str, flags: &[&str]) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
-        let kubeconfig = kubeconfig.to_str().unwrap().to_owned();
         let own = [
-            "controller".to_owned(),
             format!("--consul-http-addr={consul}"),
-            format!("--admin-addr=127.0.0.1:{}", admin.number()),
             format!("--lease-namespace={namespace}"),
             "--lease-duration=2s".to_owned(),
             "--lease-renew-deadline=1s".to_owned(),
             "--lease-retry-period=250ms".to_owned(),
         ];
-        let recipe = Recipe {
-            name: "controller".to_owned(),
-            program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: own.iter().map(OsString::from).chain(flags.iter().map(OsString::from)).collect(),
-            env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
-            log: folder.path().join("controller.log"),
-            allowed: PATIENCE,
-            grace: PATIENCE,
-        };
+        let flags = own.into_iter().chain(flags.iter().map(ToString::to_string));
+        let program = env!("CARGO_BIN_EXE_consul-lock");
+        let recipe = testbed::replica(program, kubeconfig, admin.address(), &folder, flags);
         let server = Server::prepare(recipe, || Ok(()));
         server.launch().unwrap();
         Replica { server, admin, _folder: folder }
     }
 
     fn get(&self, path: &str) -> Option<Reply> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin.number()));
-        testbed::request(address, "GET", path, &[], b"").ok()
+        testbed::request(self.admin.address(), "GET", path, &[], b"").ok()
     }
 
     /// Waits for an answer on `path` with this status and these words.

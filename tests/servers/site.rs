@@ -23,7 +23,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use testbed::{ControlPlane, Folder, Port, Recipe, Server};
+use testbed::{ControlPlane, Folder, Port, Server};
 
 use crate::fixtures::{
     Lab, PATIENCE, claims_client, client_by, control_plane, create_namespace, install_crd,
@@ -150,37 +150,20 @@ impl Site {
     pub(crate) async fn start_with(&self, flags: &[&str]) -> Replica {
         let (admin, folder) = (Port::reserve().unwrap(), Folder::new("controller").unwrap());
         let own = [
-            "controller".to_owned(),
-            format!("--admin-addr=127.0.0.1:{}", admin.number()),
             format!("--lease-namespace={}", self.namespace),
             format!("--watch-namespaces={}", self.namespace),
             format!("--cluster-name={}", self.cluster()),
             format!("--key-prefix={}", self.cluster()),
             "--log=info,consul_lock=debug".to_owned(),
         ];
-        let kubeconfig = self.kubeconfig.to_str().unwrap().to_owned();
-        let mut env = vec![
-            ("KUBECONFIG".to_owned(), kubeconfig),
-            ("CONSUL_HTTP_ADDR".to_owned(), self.consul_address.clone()),
-            ("HOSTNAME".to_owned(), format!("replica-{}", admin.number())),
-        ];
+        let flags = own.into_iter().chain(flags.iter().map(ToString::to_string));
+        let program = env!("CARGO_BIN_EXE_consul-lock");
+        let mut recipe =
+            testbed::replica(program, &self.kubeconfig, admin.address(), &folder, flags);
+        recipe.env.push(("CONSUL_HTTP_ADDR".to_owned(), self.consul_address.clone()));
         if let Some(token) = &self.consul_token {
-            env.push(("CONSUL_HTTP_TOKEN".to_owned(), token.clone()));
+            recipe.env.push(("CONSUL_HTTP_TOKEN".to_owned(), token.clone()));
         }
-        let recipe = Recipe {
-            name: "controller".to_owned(),
-            program: env!("CARGO_BIN_EXE_consul-lock").into(),
-            args: own
-                .iter()
-                .map(String::as_str)
-                .chain(flags.iter().copied())
-                .map(Into::into)
-                .collect(),
-            env,
-            log: folder.path().join("controller.log"),
-            allowed: PATIENCE,
-            grace: PATIENCE,
-        };
         let server = Server::prepare(recipe, || Ok(()));
         server.launch().unwrap();
         Replica { server, admin, folder }
