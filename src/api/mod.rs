@@ -26,7 +26,7 @@ pub use spec::{
 };
 pub use status::{
     CandidatesStatus, ConsulLockStatus, ContainerStatus, GuaranteeStatus, HISTORY_LENGTH,
-    HolderStatus, Phase, SessionHealth, SessionStatus, TenureStatus,
+    HolderStatus, Phase, ROUTING_SYNCED, SessionHealth, SessionStatus, TenureStatus,
 };
 
 /// The finalizer by which a deleted claim waits for its key's clean release.

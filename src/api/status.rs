@@ -18,6 +18,9 @@ use super::duration::GoDuration;
 /// How many ended tenures [`ConsulLockStatus::history`] keeps.
 pub const HISTORY_LENGTH: usize = 10;
 
+/// The condition of a claim that routes traffic, or did when its status was last written.
+pub const ROUTING_SYNCED: &str = "RoutingSynced";
+
 /// What the controller knows of a claim.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

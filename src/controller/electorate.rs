@@ -12,10 +12,9 @@ use super::{
     kinds::{self, Pod},
     ledger::Worn,
     recorded,
-    status::ROUTING_SYNCED,
 };
 use crate::{
-    api::{self, ConsulLock, ConsulLockStatus, GateSettings, TenureStatus},
+    api::{self, ConsulLock, ConsulLockStatus, GateSettings, ROUTING_SYNCED, TenureStatus},
     clock::Instant,
     consul::Consul,
     election::{

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         self, CandidatesStatus, ConsulLock, ConsulLockStatus, GuaranteeStatus, HISTORY_LENGTH,
-        HolderStatus, Phase, SessionStatus, TenureStatus,
+        HolderStatus, Phase, ROUTING_SYNCED, SessionStatus, TenureStatus,
     },
     clock::Instant,
     keeper::{EndedTenure, KeeperView, KeySeen, LockView, SessionHealth},
@@ -35,9 +35,6 @@ const ADOPTION: Duration = Duration::from_secs(5);
 
 /// How long a deletion may take before the status tells of it.
 const PARTING: Duration = Duration::from_secs(1);
-
-/// The condition of a claim that routes traffic, or did when this was last written.
-pub(super) const ROUTING_SYNCED: &str = "RoutingSynced";
 
 /// Everything that a status is made of.
 pub(super) struct Report<'a> {

@@ -86,7 +86,7 @@ impl Cast {
             (13, _) => bring_back(&mut world, node),
             (14, _) => out_of_service(&mut world, node),
             (15 | 16, _) => {
-                let paused = claim(&world)["spec"]["paused"] == true;
+                let paused = world.claim()["spec"]["paused"] == true;
                 pause(&mut world, !paused);
             }
             (17, _) if world.api.all("services").next().is_some() => {
@@ -178,10 +178,6 @@ pub(super) fn is_deleting(object: &Value) -> bool {
 
 pub(super) fn is_eligible(world: &World, pod: &Value) -> bool {
     is_ready(pod) && !is_deleting(pod) && is_up(world, text(&pod["spec"]["nodeName"]))
-}
-
-pub(super) fn claim(world: &World) -> std::sync::Arc<Value> {
-    world.api.all("consullocks").next().cloned().expect("the claim is never deleted")
 }
 
 fn node<'a>(world: &'a World, name: &str) -> &'a Value {

@@ -11,7 +11,7 @@ use crate::names::Key;
 
 /// Whether everything is as it should be, now that nothing is wrong any more.
 pub(super) fn settled(world: &World) -> Result<(), String> {
-    let claim = cast::claim(world);
+    let claim = world.claim();
     let pair = world.consul.peek(&Key::new(KEY).expect("a good key"));
     let held = pair.filter(|pair| pair.session.is_some());
     let paused = claim["spec"]["paused"] == true;
@@ -44,7 +44,7 @@ fn held_by(world: &World, status: &Value, pod: &str) -> Result<(), String> {
     let leader = leader.filter(|known| known["metadata"]["uid"] == status["holder"]["uid"]);
     let (badges, endpoints) = (world.badges(), world.endpoints());
     let Some(leader) = leader else {
-        let spec = &cast::claim(world)["spec"];
+        let spec = &world.claim()["spec"];
         if spec["candidates"]["unreachableAfter"] != "never" {
             return Err(format!("{pod} is gone, and holds the key"));
         }

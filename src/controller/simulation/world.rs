@@ -226,6 +226,11 @@ impl World {
         found
     }
 
+    pub(super) fn claim(&self) -> Arc<Value> {
+        let claim = self.api.all("consullocks").find(|claim| name_of(claim) == CLAIM);
+        claim.cloned().expect("the claim is never deleted")
+    }
+
     /// Pods with label or token of the claim.
     pub(super) fn badges(&self) -> Vec<Badge> {
         let (label, token) = (label(CLAIM), token_annotation(CLAIM));
@@ -381,7 +386,7 @@ impl World {
     /// The key goes on only when endpoint and label of its last leader are gone, unless to the same
     /// pod: a new controller that was told of no tenure begins one anew.
     fn ended(&mut self, cause: Cause, next: Option<&str>) {
-        let status = &super::cast::claim(self)["status"];
+        let status = &self.claim()["status"];
         let recorded: Option<u64> = text(&status["fencingToken"]).parse().ok();
         let Some(last) = self.tenures.last_mut() else { return };
         // Of a tenure that was not recorded a new controller learns by the key alone.
