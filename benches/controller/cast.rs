@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Led {
     pub(crate) pod: String,
     pub(crate) token: u64,
+    /// The slice that has the endpoint. A Service of two families has another one without.
+    slice: String,
     /// When the watch told.
     pub(crate) seen: Instant,
 }
@@ -243,15 +245,18 @@ async fn follow(
         let token = slice.annotations().get("consullock.dev/fencing-token");
         let token = token.and_then(|token| token.parse().ok());
         let pod = slice.endpoints.first().and_then(|one| one.target_ref.as_ref()?.name.clone());
-        match (service, token, pod) {
-            (Some(service), Some(token), Some(pod)) => {
-                lock(&led).insert(service, Led { pod, token, seen });
+        let (Some(service), slice) = (service, slice.name_any()) else { continue };
+        let mut led = lock(&led);
+        match (token, pod) {
+            (Some(token), Some(pod)) => {
+                led.insert(service, Led { pod, token, slice, seen });
             }
-            (Some(service), _, None) => {
-                lock(&led).remove(&service);
+            _ if led.get(&service).is_some_and(|led| led.slice == slice) => {
+                led.remove(&service);
             }
             _ => continue,
         }
+        drop(led);
         changes.send_modify(|count| *count += 1);
     }
 }
