@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -232,20 +231,19 @@ impl Server {
 
     fn spawn(&self) -> io::Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(&self.recipe.log)?;
-        let mut child = Command::new("sh")
+        let mut command = Command::new("sh");
+        command
             .args(["-c", GATE, "sh"])
             .arg(&self.recipe.program)
             .args(&self.recipe.args)
             .envs(self.recipe.env.iter().cloned())
-            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let opened = reaper::owns_process(child.id())
-            .and_then(|()| child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?.write_all(b"go\n"));
+            .stderr(log);
+        let mut child = reaper::spawn(&mut command)?;
+        let gate = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe.into());
+        let opened = gate.and_then(|mut gate| gate.write_all(b"go\n"));
         if let Err(error) = opened {
-            drop(child.stdin.take());
             child.wait()?;
             return Err(error);
         }

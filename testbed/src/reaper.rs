@@ -115,14 +115,6 @@ fn with_reaper<T>(order: impl FnOnce(&mut Reaper) -> io::Result<T>) -> io::Resul
     order(reaper()?.as_mut().ok_or(io::ErrorKind::NotFound)?)
 }
 
-/// The process group `pid` is ours to end.
-///
-/// # Errors
-/// The reaper could not be started or told.
-pub fn owns_process(pid: u32) -> io::Result<()> {
-    with_reaper(|reaper| reaper.tell(&format!("+pid {pid}")))
-}
-
 /// Starts a process in a group of its own, which is ours to end. What is started in this way is
 /// known to the reaper, or is not started: [`exit`] in another thread cannot come between.
 ///

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -107,8 +106,8 @@ impl Cached {
         let module = self.tool.module();
         let spawn = || {
             let log = File::create(log)?;
-            Command::new("go")
-                .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath"])
+            let mut go = Command::new("go");
+            go.args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath"])
                 .arg(format!("-ldflags={}", module.ldflags))
                 .arg(format!("-tags={}", module.tags))
                 .arg("-o")
@@ -117,14 +116,12 @@ impl Cached {
                 .current_dir(&self.source)
                 .env("CGO_ENABLED", if module.cgo { "1" } else { "0" })
                 .env("GOWORK", "off")
-                .process_group(0)
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()
+                .stderr(log);
+            reaper::spawn(&mut go)
         };
         let mut go = spawn().map_err(|error| self.io(error))?;
-        reaper::owns_process(go.id()).map_err(|error| self.io(error))?;
         let success = self.wait_for_go(&mut go);
         reaper::forget_process(go.id());
         success
