@@ -70,7 +70,15 @@ enum Word {
     Goes(EndReason),
 }
 
-type Rule = fn(&Present, &Ranking<'_>, &CandidatesSettings, Instant) -> Option<Word>;
+/// What the rules look at.
+struct Case<'a> {
+    present: &'a Present,
+    ranking: &'a Ranking<'a>,
+    rules: &'a CandidatesSettings,
+    now: Instant,
+}
+
+type Rule = fn(&Case<'_>) -> Option<Word>;
 
 const RULES: &[Rule] =
     &[died, already_ran, unreachable, waits_for_its_end, unmatched, unready, outranked];
@@ -84,7 +92,8 @@ pub fn elect(
     now: Instant,
 ) -> Election {
     let ranking = Ranking::of(candidates, rules);
-    let choice = match present.map(|present| (present, word(present, &ranking, rules, now))) {
+    let word = |present| word(&Case { present, ranking: &ranking, rules, now });
+    let choice = match present.map(|present| (present, word(present))) {
         Some((present, Word::Stays)) => Choice::Keep(Arc::clone(&present.leader)),
         Some((_, Word::Goes(reason))) => ranking.choose(rules, reason),
         None => ranking.choose(rules, EndReason::NoCandidate),
@@ -101,14 +110,8 @@ pub fn elect(
     }
 }
 
-fn word(
-    present: &Present,
-    ranking: &Ranking<'_>,
-    rules: &CandidatesSettings,
-    now: Instant,
-) -> Word {
-    let mut words = RULES.iter().filter_map(|rule| rule(present, ranking, rules, now));
-    words.next().unwrap_or(Word::Stays)
+fn word(case: &Case<'_>) -> Word {
+    RULES.iter().find_map(|rule| rule(case)).unwrap_or(Word::Stays)
 }
 
 /// When the present leader is replaced unless something changes. Never what is over: a leader that
@@ -122,7 +125,8 @@ fn again(present: &Present, rules: &CandidatesSettings, now: Instant) -> Option<
 
 /// Proof of death. It is none that a pod is NotReady, Unknown or gone from the API server: only the
 /// kubelet knows what runs, or an operator who took the node out of service.
-fn died(present: &Present, _: &Ranking<'_>, _: &CandidatesSettings, _: Instant) -> Option<Word> {
+fn died(case: &Case<'_>) -> Option<Word> {
+    let present = case.present;
     let pod = present.pod.as_ref();
     let ended = pod.is_some_and(|pod| present.leader.has_ended(pod));
     // Its last word came with the deletion, and no node had it.
@@ -138,66 +142,38 @@ fn died(present: &Present, _: &Ranking<'_>, _: &CandidatesSettings, _: Instant) 
 }
 
 /// It was elected before anybody could know.
-fn already_ran(
-    present: &Present,
-    _: &Ranking<'_>,
-    _: &CandidatesSettings,
-    _: Instant,
-) -> Option<Word> {
-    let pod = present.pod.as_ref()?;
+fn already_ran(case: &Case<'_>) -> Option<Word> {
+    let pod = case.present.pod.as_ref()?;
     (pod.gated && pod.already_ran).then_some(Word::Goes(EndReason::AlreadyRan))
 }
 
-fn unreachable(
-    present: &Present,
-    _: &Ranking<'_>,
-    rules: &CandidatesSettings,
-    now: Instant,
-) -> Option<Word> {
-    let (since, after) = present.unreachable_since.zip(rules.unreachable_after)?;
-    (now >= since + after).then_some(Word::Goes(EndReason::PodUnreachable))
+fn unreachable(case: &Case<'_>) -> Option<Word> {
+    let (since, after) = case.present.unreachable_since.zip(case.rules.unreachable_after)?;
+    (case.now >= since + after).then_some(Word::Goes(EndReason::PodUnreachable))
 }
 
 /// A leader that is on its way out, or out of sight, may be at work still.
-fn waits_for_its_end(
-    present: &Present,
-    _: &Ranking<'_>,
-    _: &CandidatesSettings,
-    _: Instant,
-) -> Option<Word> {
+fn waits_for_its_end(case: &Case<'_>) -> Option<Word> {
+    let present = case.present;
     let deleting = present.pod.as_ref().is_none_or(|pod| pod.deleting);
     (deleting || !present.exists || present.reach != Reach::Reachable).then_some(Word::Stays)
 }
 
-fn unmatched(
-    present: &Present,
-    _: &Ranking<'_>,
-    _: &CandidatesSettings,
-    _: Instant,
-) -> Option<Word> {
-    let matches = present.pod.as_ref().is_some_and(|pod| pod.matches);
+fn unmatched(case: &Case<'_>) -> Option<Word> {
+    let matches = case.present.pod.as_ref().is_some_and(|pod| pod.matches);
     (!matches).then_some(Word::Goes(EndReason::PodUnmatched))
 }
 
-fn unready(
-    present: &Present,
-    _: &Ranking<'_>,
-    rules: &CandidatesSettings,
-    now: Instant,
-) -> Option<Word> {
-    let (since, after) = present.unready_since.zip(rules.unready_after)?;
-    (now >= since + after).then_some(Word::Goes(EndReason::PodUnready))
+fn unready(case: &Case<'_>) -> Option<Word> {
+    let (since, after) = case.present.unready_since.zip(case.rules.unready_after)?;
+    (case.now >= since + after).then_some(Word::Goes(EndReason::PodUnready))
 }
 
 /// A leader that is merely not ready is compared by priority alone: its standing among the ready
 /// ones is what `unreadyAfter` is for.
-fn outranked(
-    present: &Present,
-    ranking: &Ranking<'_>,
-    rules: &CandidatesSettings,
-    _: Instant,
-) -> Option<Word> {
-    let (pod, first) = (present.pod.as_ref()?, ranking.eligible.first()?);
+fn outranked(case: &Case<'_>) -> Option<Word> {
+    let (pod, first) = (case.present.pod.as_ref()?, case.ranking.eligible.first()?);
+    let rules = case.rules;
     let better = if pod.ready_since.is_some() {
         first.uid != pod.uid && compare(first, pod, rules.by_priority) == Ordering::Less
     } else {
