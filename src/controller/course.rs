@@ -5,7 +5,7 @@
 //! the keepers between `strip` and `dress`; what the present tenure does not cover yet waits for the
 //! next walk.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -309,7 +309,8 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
         }
     }
     let exists = pods.present.as_ref().is_some_and(|present| present.exists);
-    let outgoing = outgoing(pods, wearer).filter(|one| exists && !pods.relieved.contains(&one.uid));
+    let is_relieved = |leader: &Leader| pods.relieved.as_ref() == Some(&leader.uid);
+    let outgoing = outgoing(pods, wearer).filter(|leader| exists && !is_relieved(leader));
     if let Some(leader) = outgoing.filter(|leader| strip.iter().all(|one| one.uid != leader.uid)) {
         let (pod, uid) = (Arc::clone(&leader.pod), Arc::clone(&leader.uid));
         strip.push(Strip { pod, uid, delete: false });
@@ -318,7 +319,7 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
 }
 
 /// The leader whose tenure is about to end. What an earlier term of ours sent for it may be under
-/// way, so once in a term its pod and its slices get another version, whatever they look like.
+/// way, so before the key moves its pod and its slices get another version, whatever they look like.
 fn outgoing<'a>(pods: &'a Electorate, wearer: Option<&Arc<Leader>>) -> Option<&'a Arc<Leader>> {
     pods.standing.leader().filter(|_| wearer.is_none())
 }
@@ -383,13 +384,8 @@ fn remove(pods: &Electorate, cluster: &str) -> Vec<Remove> {
         })
     });
     // A Job may have several pods.
-    let mut once: Vec<Remove> = Vec::new();
-    for job in remove {
-        if once.iter().all(|known| known.uid != job.uid) {
-            once.push(job);
-        }
-    }
-    once
+    let mut met = HashSet::new();
+    remove.filter(|remove| met.insert(Arc::clone(&remove.uid))).collect()
 }
 
 fn open(

@@ -48,8 +48,8 @@ pub(super) struct Electorate {
     pub(super) badged: Vec<Badged>,
     /// Pods that may carry them, whatever `badged` says.
     pub(super) worn: Vec<Worn>,
-    /// The UIDs of pods that this term of leadership has relieved of them at least once.
-    pub(super) relieved: BTreeSet<Arc<str>>,
+    /// The UID of the pod that this term of leadership has relieved of them last.
+    pub(super) relieved: Option<Arc<str>>,
     /// The tenures that were lost, rather than given up in order, as far as they are remembered.
     pub(super) lost: Vec<LostTenure>,
     pub(super) traffic: Traffic,

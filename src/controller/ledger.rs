@@ -42,8 +42,8 @@ struct Entry {
     noticed: Noticed,
     /// Pods that were given the badge, or may have been, and were not relieved of it since.
     worn: Vec<Worn>,
-    /// Pods that were relieved of it at least once, by UID.
-    relieved: BTreeSet<Arc<str>>,
+    /// The pod that was relieved of it last, by UID.
+    relieved: Option<Arc<str>>,
     /// Slices that were given an endpoint, or may have been, and were not emptied since; as they
     /// would be without it.
     filled: Vec<EndpointSlice>,
@@ -82,7 +82,7 @@ impl Ledger {
             superseded: Vec::new(),
             noticed: Noticed::default(),
             worn: Vec::new(),
-            relieved: BTreeSet::new(),
+            relieved: None,
             filled: Vec::new(),
             emptied: BTreeSet::new(),
             runs: Runs::default(),
@@ -148,14 +148,14 @@ impl Ledger {
     pub(super) fn stripped(&self, id: &ClaimId, uid: &Arc<str>) {
         if let Some(entry) = self.books().claims.get_mut(id) {
             entry.worn.retain(|worn| worn.badged.uid != *uid);
-            entry.relieved.insert(Arc::clone(uid));
+            entry.relieved = Some(Arc::clone(uid));
         }
     }
 
-    /// The pods that were relieved of the badge at least once, by UID: a label that an earlier term
-    /// sent comes too late there.
-    pub(super) fn relieved(&self, id: &ClaimId) -> BTreeSet<Arc<str>> {
-        self.books().claims.get(id).map(|entry| entry.relieved.clone()).unwrap_or_default()
+    /// The pod that was relieved of the badge last, by UID: a label that an earlier term sent comes
+    /// too late there.
+    pub(super) fn relieved(&self, id: &ClaimId) -> Option<Arc<str>> {
+        self.books().claims.get(id)?.relieved.clone()
     }
 
     /// The pods that may wear the badge, whatever the cache says.
@@ -329,7 +329,7 @@ mod tests {
         ledger.dresses(&id, badged("a"));
         ledger.dresses(&id, badged("b"));
         ledger.stripped(&id, &"a".into());
-        assert_eq!(ledger.relieved(&id), ["a".into()].into());
+        assert_eq!(ledger.relieved(&id).as_deref(), Some("a"));
         let worn = |over: Option<&str>| Worn { badged: badged("b"), over: over.map(str::to_owned) };
         assert_eq!(ledger.worn(&id), [worn(None)]);
         ledger.dressed(&id, "b", Some(&"7".to_owned()));

@@ -199,10 +199,8 @@ fn part(seen: &Seen, config: &Config, now: Instant) -> ClaimPlan {
     // What its pod has of it goes first, and that is not known yet.
     let waits = course.told.unlisted.is_some();
     // Our finalizer goes last: without it nothing is left behind, whatever the status says.
-    let keepers = match ours || seen.stop.is_some() {
-        true if !waits => stop(seen, config),
-        _ => KeepersStep::Leave,
-    };
+    let stops = (ours || seen.stop.is_some()) && !waits;
+    let keepers = if stops { stop(seen, config) } else { KeepersStep::Leave };
     let released = matches!(keepers, KeepersStep::Forget)
         || (seen.stop.is_none() && matches!(keepers, KeepersStep::Leave));
     ClaimPlan {

@@ -1,6 +1,6 @@
 //! Claims, views and settings for the tests of the pure parts.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -133,7 +133,7 @@ pub(super) fn electorate(standing: Standing) -> Electorate {
         leaders_version: None,
         badged: Vec::new(),
         worn: Vec::new(),
-        relieved: BTreeSet::new(),
+        relieved: None,
         lost: Vec::new(),
         traffic: Traffic { known: true, ..Traffic::default() },
     }

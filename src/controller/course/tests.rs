@@ -551,7 +551,7 @@ fn before_the_key_moves_even_a_leader_that_wears_no_label_is_relieved_once_in_a_
     let led = || scene(held(Some("a")), vec![dead("a"), candidate("b")]);
     assert_eq!(stripped(&course_of(led())), [("a", false)], "one may be on its way");
     let mut relieved = led();
-    relieved.relieved = ["uid-a".into()].into();
+    relieved.relieved = Some("uid-a".into());
     assert_eq!(stripped(&course_of(relieved)), []);
     let mut gone = led();
     gone.present.as_mut().unwrap().exists = false;
