@@ -247,6 +247,7 @@ async fn what_a_new_leader_cannot_confirm_is_unknown_and_not_forgotten() {
     for name in ["a", "b"] {
         site.create(name, json!({ "session": { "ttl": "60s" } })).await;
         tokens.push(site.held(name).await);
+        site.event(name, "Acquired").await;
     }
     let ours = session(&site.status("a").await);
     first.server.kill().unwrap();
