@@ -9,12 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::slot::Slot;
+use super::slot::{PREFIX, Slot};
 use crate::process::BedError;
 use crate::run::run;
-
-/// Every cluster's name begins with it.
-pub(super) const PREFIX: &str = "consul-lock-";
 
 /// Where the namespaces' files and the cgroups are.
 const NAMESPACES: &str = "/run/netns";

@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use super::leftovers::PREFIX;
-
+/// Every cluster's name begins with it.
+pub(super) const PREFIX: &str = "consul-lock-";
 /// So many clusters at most; the third part of their addresses.
 const COUNT: u8 = 32;
 
