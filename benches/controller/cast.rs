@@ -150,6 +150,13 @@ impl Cast {
         Ok(())
     }
 
+    /// A Service, its pods and the claim, with more in its candidates; who leads first.
+    pub(crate) async fn open(&self, name: &str, pods: usize, more: Value) -> Outcome<Led> {
+        self.stage(name, pods).await?;
+        self.declare(name, more).await?;
+        self.next(name, 0).await
+    }
+
     /// The kubelet reports that the container was restarted, and is ready again.
     pub(crate) async fn restart(&self, pod: &str) -> Outcome<()> {
         *lock(&self.restarts).entry(pod.to_owned()).or_default() += 1;

@@ -68,10 +68,8 @@ async fn deaths(
     floor: &Times,
     table: &mut Table,
 ) -> Outcome<()> {
-    cast.stage("death", CANDIDATES).await?;
-    cast.declare("death", json!({})).await?;
+    let mut leader = cast.open("death", CANDIDATES, json!({})).await?;
     let (mut restarted, mut stayed) = (Vec::new(), Vec::new());
-    let mut leader = cast.next("death", 0).await?;
     for number in 0..count {
         field.pause(Duration::from_millis(50)).await;
         let sent = field.clock.now();
@@ -105,9 +103,8 @@ async fn preemptions(
     floor: &Times,
     table: &mut Table,
 ) -> Outcome<()> {
-    cast.stage("better", CANDIDATES).await?;
-    cast.declare("better", json!({ "strategy": "Priority", "preempt": true })).await?;
-    let mut leader = cast.next("better", 0).await?;
+    let by_priority = json!({ "strategy": "Priority", "preempt": true });
+    let mut leader = cast.open("better", CANDIDATES, by_priority).await?;
     let mut times = Vec::new();
     for number in 0..count {
         field.pause(Duration::from_millis(50)).await;
@@ -132,9 +129,7 @@ async fn deletions(
     floor: &Times,
     table: &mut Table,
 ) -> Outcome<()> {
-    cast.stage("deleted", CANDIDATES).await?;
-    cast.declare("deleted", json!({})).await?;
-    let mut leader = cast.next("deleted", 0).await?;
+    let mut leader = cast.open("deleted", CANDIDATES, json!({})).await?;
     let mut times = Vec::new();
     for _ in 0..count {
         field.pause(Duration::from_millis(50)).await;

@@ -99,6 +99,14 @@ impl Space {
         serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])).unwrap()
     }
 
+    /// The objects of a kind, or those that the selectors pick.
+    #[track_caller]
+    pub(crate) fn list(&self, kind: &str, selectors: &[&str]) -> Vec<Value> {
+        let list = self.kubectl(&[&["get", kind, "-o", "json"], selectors].concat());
+        let mut list: Value = serde_json::from_str(&list).unwrap();
+        serde_json::from_value(list["items"].take()).unwrap()
+    }
+
     /// Waits until the pod is ready, and returns its address.
     #[track_caller]
     pub(crate) fn wait_for_pod(&self, name: &str) -> IpAddr {

@@ -91,12 +91,10 @@ impl Scene {
 
     /// The pods that the Service's slices name.
     fn endpoints(&self) -> Vec<String> {
-        let of = format!("kubernetes.io/service-name={NAME}");
-        let slices = self.space.kubectl(&["get", "endpointslices", "-l", &of, "-o", "json"]);
-        let slices: Value = serde_json::from_str(&slices).unwrap();
-        let slices = slices["items"].as_array().unwrap().iter();
+        let of = format!("--selector=kubernetes.io/service-name={NAME}");
+        let slices = self.space.list("endpointslices", &[&of]);
         let endpoints =
-            slices.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+            slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
         endpoints.map(|one| one["targetRef"]["name"].as_str().unwrap().to_owned()).collect()
     }
 

@@ -75,9 +75,7 @@ impl Side {
     }
 
     fn pods(&self) -> Vec<Value> {
-        let pods = self.space.kubectl(&["get", "pods", "-l", "app=books", "-o", "json"]);
-        let pods: Value = serde_json::from_str(&pods).unwrap();
-        pods["items"].as_array().unwrap().clone()
+        self.space.list("pods", &["--selector=app=books"])
     }
 
     /// The runs that succeeded, by firing.
@@ -203,9 +201,7 @@ fn of_twenty_firings_in_two_clusters_each_has_one_successful_run_and_never_two_a
 
 /// Of each Job that a CronJob has made, for which time, and whether it has succeeded.
 fn jobs(side: &Side) -> Vec<(String, bool)> {
-    let jobs: Value =
-        serde_json::from_str(&side.space.kubectl(&["get", "jobs", "-o", "json"])).unwrap();
-    let jobs = jobs["items"].as_array().unwrap().iter().map(|job| {
+    let jobs = side.space.list("jobs", &[]).into_iter().map(|job| {
         let due =
             &job["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"];
         (due.as_str().unwrap().to_owned(), job["status"]["succeeded"] == json!(1))
@@ -215,10 +211,9 @@ fn jobs(side: &Side) -> Vec<(String, bool)> {
 
 /// What the events tell of Jobs that were removed because their firing had run elsewhere.
 fn removals(side: &Side) -> Vec<String> {
-    let about = ["get", "events.events.k8s.io", "--field-selector=reason=AlreadyRan", "-o", "json"];
-    let events: Value = serde_json::from_str(&side.space.kubectl(&about)).unwrap();
-    let events = events["items"].as_array().unwrap().iter();
-    events.map(|event| event["note"].as_str().unwrap().to_owned()).collect()
+    let about = ["--field-selector=reason=AlreadyRan"];
+    let events = side.space.list("events.events.k8s.io", &about);
+    events.iter().map(|event| event["note"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
@@ -239,8 +234,8 @@ fn a_cronjob_that_is_applied_twice_unchanged_runs_once_for_each_of_its_times() {
     let container = &mut template["spec"]["containers"][0];
     container["image"] = json!(testbed::BACKEND_IMAGE);
     container["imagePullPolicy"] = json!("Never");
-    let index = format!("http://{}:{}/v1/status/leader", cluster.gateway(), consul.http().port());
-    container["command"] = json!(["/backend", "get", index]);
+    let work = format!("http://{}:{}/v1/status/leader", cluster.gateway(), consul.http().port());
+    container["command"] = json!(["/backend", "get", work]);
     for side in &sides {
         side.space.apply(&cronjob);
     }
