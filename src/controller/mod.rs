@@ -30,7 +30,9 @@
 //! # Not guaranteed
 //! A status lags behind by a walk and a write, and behind a dead leader by its Lease. A session
 //! that was created just before a crash, and whose claim was deleted before the next leader came,
-//! is left to its TTL.
+//! is left to its TTL. What a leader of the replicas had begun to send before it was frozen may
+//! arrive when it wakes up: it gives no pod anything, but may take the endpoint from the present
+//! one until the next walk gives it back.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
