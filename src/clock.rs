@@ -35,6 +35,12 @@ impl Instant {
         Instant(since_boot)
     }
 
+    /// What [`Instant::from_boot`] makes the same instant of, also in another process of this
+    /// machine.
+    pub const fn since_boot(self) -> Duration {
+        self.0
+    }
+
     /// Time from `earlier` to `self`; zero if `earlier` is in fact later.
     pub fn since(self, earlier: Instant) -> Duration {
         self.0.saturating_sub(earlier.0)

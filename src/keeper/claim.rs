@@ -4,7 +4,7 @@
 //! Whatever happens at one instant, the end of *valid until* is looked at first. On a clean stop
 //! the key is released before the session is destroyed, so no lock-delay follows.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::watch as channel;
 
@@ -12,7 +12,7 @@ use super::{
     KeeperView, Recorded, Stance, StopState, Wanted,
     lock::{LockKeeper, LockSettings},
     session::SessionKeeper,
-    shared::{Answers, Shared, lock},
+    shared::{Answers, Shared},
     watch::Watches,
 };
 use crate::{
@@ -34,6 +34,7 @@ pub(super) struct Command {
 }
 
 /// What a claim's keeper shows.
+#[derive(Debug)]
 pub(super) struct Shown {
     pub(super) view: KeeperView,
     pub(super) stop: StopState,
@@ -50,7 +51,7 @@ pub(super) struct ClaimKeeper<C> {
     told: Option<Session>,
     /// When to stop waiting for Consul to confirm a clean stop.
     give_up: Option<Instant>,
-    shown: Arc<Mutex<Shown>>,
+    shown: channel::Sender<Shown>,
     wake: Box<dyn Fn() + Send>,
 }
 
@@ -104,13 +105,13 @@ impl<C: Consul> ClaimKeeper<C> {
             lock,
             told: None,
             give_up: None,
-            shown: Arc::new(Mutex::new(Shown { view, stop: StopState::Running })),
+            shown: channel::Sender::new(Shown { view, stop: StopState::Running }),
             wake,
         }
     }
 
-    pub(super) fn shown(&self) -> Arc<Mutex<Shown>> {
-        Arc::clone(&self.shown)
+    pub(super) fn shown(&self) -> channel::Receiver<Shown> {
+        self.shown.subscribe()
     }
 
     /// Keeps the claim until it is told to stop and has stopped, cleanly or not.
@@ -255,15 +256,18 @@ impl<C: Consul> ClaimKeeper<C> {
             trouble: self.answers.trouble(),
             ended: Arc::clone(self.lock.ended()),
         };
-        let mut shown = lock(&self.shown);
-        // A plain renewal moves *valid until* and is no news.
-        if shown.view.session.valid_until.is_some() && view.session.valid_until.is_some() {
-            shown.view.session.valid_until = view.session.valid_until;
-        }
-        let news = shown.view != view || shown.stop != stop;
-        shown.view = view;
-        shown.stop = stop;
-        drop(shown);
+        let mut news = false;
+        self.shown.send_if_modified(|shown| {
+            let known = shown.view.session.valid_until;
+            let moved = known != view.session.valid_until;
+            // A plain renewal moves *valid until* and is no news.
+            if known.is_some() && view.session.valid_until.is_some() {
+                shown.view.session.valid_until = view.session.valid_until;
+            }
+            news = shown.view != view || shown.stop != stop;
+            *shown = Shown { view, stop };
+            news || moved
+        });
         if news {
             (self.wake)();
         }

@@ -194,10 +194,14 @@ pub struct Keepers<C> {
     tasks: Mutex<JoinSet<()>>,
 }
 
+/// Follows the keepers of one claim. Unlike a wake it also tells of renewals.
+#[derive(Debug)]
+pub struct Follower(channel::Receiver<Shown>);
+
 /// One claim's entry.
 struct Claim {
     commands: channel::Sender<Command>,
-    shown: Arc<Mutex<Shown>>,
+    shown: channel::Receiver<Shown>,
 }
 
 impl<C: Consul> Keepers<C> {
@@ -254,7 +258,12 @@ impl<C: Consul> Keepers<C> {
 
     /// What the claim's keepers know; `None` if it has none.
     pub fn view(&self, id: &ClaimId) -> Option<KeeperView> {
-        lock(&self.claims).get(id).map(|claim| lock(&claim.shown).view.clone())
+        lock(&self.claims).get(id).map(|claim| claim.shown.borrow().view.clone())
+    }
+
+    /// Follows what the claim's keepers know; `None` if it has none.
+    pub fn follow(&self, id: &ClaimId) -> Option<Follower> {
+        lock(&self.claims).get(id).map(|claim| Follower(claim.shown.clone()))
     }
 
     /// Asks the claim's keepers to stop cleanly: release, then destroy. Returns at once; wakes tell
@@ -267,7 +276,7 @@ impl<C: Consul> Keepers<C> {
 
     /// How far stopping has come; `None` if the claim has no keepers.
     pub fn stopped(&self, id: &ClaimId) -> Option<StopState> {
-        lock(&self.claims).get(id).map(|claim| lock(&claim.shown).stop)
+        lock(&self.claims).get(id).map(|claim| claim.shown.borrow().stop)
     }
 
     /// Forgets keepers that have stopped.
@@ -279,7 +288,7 @@ impl<C: Consul> Keepers<C> {
     /// nobody has asked to give up.
     pub fn bequests(&self) -> Vec<Bequest> {
         let bequest = |claim: &Claim| {
-            let shown = lock(&claim.shown);
+            let shown = claim.shown.borrow();
             let view = &shown.view.session;
             Some(Bequest {
                 session: view.id.clone().filter(|_| shown.stop == StopState::Running)?,
@@ -292,12 +301,32 @@ impl<C: Consul> Keepers<C> {
 
     /// The closest *valid until* of all sessions.
     pub fn tightest(&self) -> Option<Instant> {
-        let valid_until = |claim: &Claim| lock(&claim.shown).view.session.valid_until;
+        let valid_until = |claim: &Claim| claim.shown.borrow().view.session.valid_until;
         lock(&self.claims).values().filter_map(valid_until).min()
     }
 
     /// Returns when a keeper has panicked: this process should not go on.
     pub async fn panicked(&self) {
         self.shared.panicked.notified().await;
+    }
+}
+
+impl Follower {
+    /// What the keepers know.
+    pub fn view(&self) -> KeeperView {
+        self.0.borrow().view.clone()
+    }
+
+    /// How far they have come with stopping.
+    pub fn stopped(&self) -> StopState {
+        self.0.borrow().stop
+    }
+
+    /// Returns when anything of it may have changed, *valid until* included; never again once the
+    /// keepers have ended. Cancel-safe.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 }

@@ -164,7 +164,7 @@ impl<F: Future<Output = ()>> Future for Freezable<F> {
 /// What all contenders together have shown so far.
 #[derive(Default)]
 struct World {
-    shown: Vec<Option<Arc<Mutex<Shown>>>>,
+    shown: Vec<Option<channel::Receiver<Shown>>>,
     newest_token: Option<(usize, FencingToken)>,
     tenures: usize,
     broken: Option<String>,
@@ -176,7 +176,7 @@ impl World {
             .shown
             .iter()
             .enumerate()
-            .filter_map(|(who, shown)| Some((who, lock(shown.as_ref()?).view.token(now)?)))
+            .filter_map(|(who, shown)| Some((who, shown.as_ref()?.borrow().view.token(now)?)))
             .collect();
         if relying.len() > 1 {
             self.broken.get_or_insert(format!("at {now:?} several rely on the key: {relying:?}"));
@@ -203,7 +203,7 @@ struct Contender {
     way: Way,
     wanted: Wanted,
     commands: channel::Sender<Command>,
-    shown: Arc<Mutex<Shown>>,
+    shown: channel::Receiver<Shown>,
     ice: Rc<RefCell<Ice>>,
     task: AbortHandle,
     _watches: Watches<Way>,
@@ -229,7 +229,7 @@ impl Contender {
         let wake = Box::new(move || lock(&seen).check(clock.now()));
         let keeper = ClaimKeeper::new(&shared, &watches, received, recorded, wake);
         let shown = keeper.shown();
-        lock(world).shown[who] = Some(Arc::clone(&shown));
+        lock(world).shown[who] = Some(shown.clone());
         let ice = Rc::new(RefCell::new(Ice::default()));
         let process = Freezable { inner: Box::pin(keeper.run()), ice: Rc::clone(&ice) };
         let task = tokio::task::spawn_local(process).abort_handle();
@@ -240,7 +240,7 @@ impl Contender {
     /// Dies without a word, and starts again with what a status would have recorded.
     fn crash(self, world: &Arc<Mutex<World>>) -> Contender {
         self.task.abort();
-        let view = lock(&self.shown).view.clone();
+        let view = self.shown.borrow().view.clone();
         let recorded = view.session.id.clone().map(|session| Recorded {
             session,
             tenure: match view.lock {
@@ -390,7 +390,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     while (!held || disagrees) && clock.now() < end {
         clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
         lock(&world).check(clock.now());
-        held = contenders.iter().any(|one| lock(&one.shown).view.token(clock.now()).is_some());
+        held = contenders.iter().any(|one| one.shown.borrow().view.token(clock.now()).is_some());
         disagrees = kind.meddling && !agrees(&contenders, &consul, clock.now());
     }
     let world = lock(&world);
@@ -401,7 +401,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
 /// Whether one holder is shown, who has the key in Consul, and there is one session for each.
 fn agrees(contenders: &[Contender], consul: &FakeConsul, now: Instant) -> bool {
     let views: Vec<KeeperView> =
-        contenders.iter().map(|one| lock(&one.shown).view.clone()).collect();
+        contenders.iter().map(|one| one.shown.borrow().view.clone()).collect();
     let mut shown = views.iter().filter(|view| view.token(now).is_some());
     let (holder, others) = (shown.next().and_then(|view| view.session.id.clone()), shown.count());
     let key = consul.peek(&Key::new(KEY).unwrap());
