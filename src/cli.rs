@@ -24,9 +24,12 @@ use crate::{
 };
 
 mod consul;
+mod run;
 
 pub use consul::ConsulConfigError;
 use consul::ConsulFlags;
+use run::RawRun;
+pub use run::{RunConfig, RunConfigError};
 
 /// Room that a key prefix leaves for `/<namespace>/<name>`.
 const PREFIX_MAX_BYTES: usize = KEY_MAX_BYTES - 2 * 64;
@@ -36,6 +39,10 @@ const PREFIX_MAX_BYTES: usize = KEY_MAX_BYTES - 2 * 64;
 pub enum Job {
     /// `consul-lock controller`
     Controller(Box<ControllerConfig>),
+    /// `consul-lock run`
+    Run(Box<RunConfig>),
+    /// `consul-lock guard`, which only `run` starts: program and arguments.
+    Guard(Vec<OsString>),
     /// `consul-lock crd`
     Crd,
 }
@@ -76,6 +83,9 @@ pub enum CliError {
     /// The lease timings are unsafe together.
     #[error("--lease-duration, --lease-renew-deadline, --lease-retry-period: {0}")]
     Timings(#[from] TimingError),
+    /// The command cannot be run under these settings.
+    #[error(transparent)]
+    Run(#[from] RunConfigError),
     /// Consul cannot be reached with this.
     #[error(transparent)]
     Consul(#[from] ConsulConfigError),
@@ -103,10 +113,16 @@ impl CliError {
 /// # Errors
 /// [`CliError`], also when `--help` or `--version` is all that is wanted.
 pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Job, CliError> {
-    let command = Raw::command().mut_subcommand("controller", |c| c.mut_args(unset_if_empty));
+    let unset = |command: clap::Command| command.mut_args(unset_if_empty);
+    let command = Raw::command().mut_subcommand("controller", unset).mut_subcommand("run", unset);
     let matches = command.try_get_matches_from(args)?;
     match Raw::from_arg_matches(&matches)?.command {
         RawCommand::Crd => Ok(Job::Crd),
+        RawCommand::Guard { command } => Ok(Job::Guard(command)),
+        RawCommand::Run(raw) => {
+            let matches = matches.subcommand_matches("run").unwrap_or(&matches);
+            Ok(Job::Run(Box::new(raw.validate(matches)?)))
+        }
         RawCommand::Controller(raw) => {
             let matches = matches.subcommand_matches("controller").unwrap_or(&matches);
             Ok(Job::Controller(Box::new(raw.validate(matches)?)))
@@ -128,7 +144,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, or stopped by SIGTERM or SIGINT; 1
 /// Locks and leader election for Kubernetes that reach beyond one cluster, because they live in
 /// HashiCorp Consul.
 #[derive(Parser)]
-#[command(name = "consul-lock", version, after_help = EXIT_CODES)]
+#[command(name = "consul-lock", version)]
 struct Raw {
     #[command(subcommand)]
     command: RawCommand,
@@ -142,6 +158,14 @@ enum RawCommand {
     /// account.
     #[command(after_help = EXIT_CODES)]
     Controller(Box<RawController>),
+    /// Run a command while a lock is held, and stop it before the lock may be relied on no longer
+    Run(Box<RawRun>),
+    /// Started by `run`, between itself and its command
+    #[command(hide = true)]
+    Guard {
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Print the CustomResourceDefinition as YAML
     Crd,
 }
@@ -417,8 +441,10 @@ mod tests {
     #[test]
     fn every_flag_has_a_variable_of_its_name() {
         let command = Raw::command();
-        let controller = command.find_subcommand("controller").unwrap();
-        for flag in controller.get_arguments().filter(|a| a.get_id() != "help") {
+        let subcommands = ["controller", "run"].map(|name| command.find_subcommand(name).unwrap());
+        let arguments = subcommands.into_iter().flat_map(clap::Command::get_arguments);
+        let flags = arguments.filter(|argument| argument.get_long().is_some());
+        for flag in flags.filter(|flag| flag.get_id() != "help") {
             let name = flag.get_long().unwrap().to_uppercase().replace('-', "_");
             let variable = flag.get_env().unwrap().to_str().unwrap();
             let expected =

@@ -21,6 +21,7 @@
 //! - [`keeper`]: drives the protocol against Consul and the clock, one pair of keepers per claim.
 //! - [`controller`]: observe (memory) -> plan (pure) -> apply (I/O) -> status (pure) -> one patch, if
 //!   it differs.
+//! - [`agent`]: holds a lock where the work is: `run -- CMD`, and the guard of its command.
 //! - [`replicas`]: which of the controller's replicas acts.
 //! - [`cli`]: flags and environment become one validated configuration.
 //!
@@ -38,6 +39,8 @@
 //! TTL after the last renewal that it saw, so the old holder has stopped before a new one can
 //! start. What cannot be known is reported as unknown.
 //!
+//! A command that is run under a lock is gone at *valid until*, and the key is not given up before.
+//!
 //! At most one replica of the controller acts at any instant. One that takes over adopts the
 //! sessions that are recorded: a restart or failover costs no tenure.
 //!
@@ -47,6 +50,7 @@
 //! The protected resource must refuse a fencing token smaller than one that it has seen. Strangers
 //! do not stop by themselves. If no controller runs for longer than a TTL, sessions expire.
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod clock;

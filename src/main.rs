@@ -11,8 +11,9 @@ use std::{
 };
 
 use consul_lock::{
+    agent::{self, Outcome, RunError},
     api,
-    cli::{self, ClusterName, ControllerConfig, Job},
+    cli::{self, ClusterName, ControllerConfig, Job, RunConfig},
     clock::Clock,
     consul::{
         Class, Consul,
@@ -63,6 +64,10 @@ enum Failure {
     KubeClient(#[source] kube::Error),
     #[error("Consul's configuration cannot be used: {0}")]
     Consul(#[from] consul_lock::consul::http::HttpConfigError),
+    #[error("cannot guard: {0}")]
+    Guard(#[source] io::Error),
+    #[error(transparent)]
+    Run(#[from] RunError),
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
     #[error("the admin server ended: {0}")]
@@ -79,12 +84,14 @@ impl Failure {
     /// As `--help` lists them. 2 is for wrong usage.
     fn exit_code(&self) -> u8 {
         match self {
+            Failure::Run(error) => run_error_code(error),
             Failure::Runtime(_)
             | Failure::Bind { .. }
             | Failure::Signals(_)
             | Failure::NoKubeconfig(_)
             | Failure::Kubeconfig { .. }
             | Failure::KubeClient(_)
+            | Failure::Guard(_)
             | Failure::Consul(_) => 3,
             Failure::Output(_)
             | Failure::Admin(_)
@@ -99,17 +106,50 @@ fn main() -> ExitCode {
     // Before any client is made: with none, or with two to choose from, they panic.
     ensure_tls_provider();
     let done = match cli::parse(std::env::args_os()) {
-        Ok(Job::Crd) => print_crd(),
-        Ok(Job::Controller(config)) => run_controller(*config),
+        Ok(Job::Crd) => print_crd().map(|()| 0),
+        Ok(Job::Controller(config)) => run_controller(*config).map(|()| 0),
+        Ok(Job::Run(config)) => run_command(*config),
+        Ok(Job::Guard(command)) => agent::guard(&command).map_err(Failure::Guard).map(|()| 0),
         Err(error) => return ExitCode::from(if error.report() { 0 } else { 2 }),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("error: {failure}");
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Standard codes where there are any: those of `sysexits.h`, and of a shell that cannot run a
+/// command.
+fn run_error_code(error: &RunError) -> u8 {
+    match error {
+        RunError::Unreachable(_) => 69,
+        RunError::NotFree { .. } => 75,
+        RunError::Refused(trouble) if trouble.class == Class::Denied => 77,
+        RunError::Refused(_) => 2,
+        RunError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+        RunError::Start { .. } => 126,
+        RunError::Guard(_) | RunError::Signals(_) => 3,
+        RunError::Broken => 1,
+    }
+}
+
+/// Its exit code, as `run --help` lists them.
+fn run_command(config: RunConfig) -> Result<u8, Failure> {
+    logs::install(config.log_format, &config.log);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
+    let consul = HttpConsul::new(config.consul)?;
+    let outcome = runtime.block_on(agent::run(consul, Clock::boot(), &config.settings))?;
+    Ok(match outcome {
+        Outcome::Code(code) => code,
+        Outcome::Signal(number) => 128 + number,
+        Outcome::Lost => 79,
+        // As timeout(1).
+        Outcome::MaxHold => 124,
+    })
 }
 
 fn print_crd() -> Result<(), Failure> {

@@ -101,3 +101,24 @@ fn missing_kubernetes_configuration_is_three() {
     let nowhere = [("KUBECONFIG", "/nonexistent"), ("HOME", "/nonexistent")];
     refused(&["--admin-addr=127.0.0.1:0"], &nowhere, 3, &["KUBECONFIG"]);
 }
+
+#[test]
+fn run_refuses_wrong_usage_with_two_and_does_not_wait_for_itself() {
+    let run = |args: &[&str], variables: &[(&str, &str)]| {
+        let ended = consul_lock(&[&["run"], args, &["--", "true"]].concat(), variables);
+        (ended.status.code(), text(&ended.stderr))
+    };
+    let under = [("CONSUL_LOCK_HELD", "true"), ("CONSUL_LOCK_KEY", "shop/billing")];
+    for (args, variables, word) in [
+        (&[][..], &[][..], "--key"),
+        (&["--key=k", "--ttl=10s"], &[], "--grace 4s or less"),
+        (&["--key=k"], &[("CONSUL_LOCK_TTL", "soon")], "--ttl"),
+        (&["--key=k"], &[("CONSUL_HTTP_ADDR", "ftp://x")], "CONSUL_HTTP_ADDR"),
+        (&["--key=shop/billing"], &under, "would wait for itself"),
+        (&[], &under, "would wait for itself"),
+    ] {
+        let (code, said) = run(args, variables);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(word), "no {word:?} in: {said}");
+    }
+}

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("replicas", &["api", "clock", "names", "telemetry"]),
     ("controller", &["api", "clock", "consul", "election", "keeper", "lock", "names", "telemetry"]),
     ("agent", &["api", "clock", "consul", "keeper", "lock", "names", "telemetry"]),
-    ("cli", &["api", "clock", "consul", "keeper", "names", "replicas", "telemetry"]),
+    ("cli", &["agent", "api", "clock", "consul", "keeper", "names", "replicas", "telemetry"]),
 ];
 
 /// Files outside every layer: the map of the house, and the one that joins everything.

@@ -144,8 +144,8 @@ impl Phase {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HolderStatus {
-    /// `<namespace>/<name>` of a claim, or of the pod that it holds the key for; of a stranger what
-    /// its session tells.
+    /// `<namespace>/<name>` of a claim, or of the pod that it holds the key for; `<host>/<name>` of a
+    /// `consul-lock run`; of a stranger what its session tells.
     pub identity: String,
 
     /// The cluster that the holder names as its own.
@@ -184,7 +184,7 @@ pub struct HolderStatus {
     #[schemars(length(max = 64))]
     pub containers: Vec<ContainerStatus>,
 
-    /// The holder is no ConsulLock.
+    /// The holder is neither a ConsulLock nor a `consul-lock run`.
     pub stranger: bool,
 }
 

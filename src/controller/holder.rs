@@ -26,7 +26,10 @@ pub(super) fn of(seen: &SeenHolder) -> HolderStatus {
     let payload = serde_json::from_slice::<Payload>(&seen.value);
     match payload {
         Ok(payload) if named_like_ours && payload.holder.contains('/') => {
-            let namespace = payload.holder.split('/').next().map(clean);
+            // Outside of every cluster, what comes before the slash is a host.
+            let cluster = Some(clean(&payload.cluster)).filter(|cluster| !cluster.is_empty());
+            let first = payload.holder.split('/').next().map(clean);
+            let namespace = first.filter(|_| cluster.is_some());
             let pod = payload.pod.as_deref().map(clean);
             let of_pod = namespace.as_ref().zip(pod.as_ref());
             HolderStatus {
@@ -34,7 +37,7 @@ pub(super) fn of(seen: &SeenHolder) -> HolderStatus {
                     Some((namespace, pod)) => format!("{namespace}/{pod}"),
                     None => clean(&payload.holder),
                 },
-                cluster: Some(clean(&payload.cluster)),
+                cluster,
                 namespace,
                 pod,
                 ..HolderStatus::default()
@@ -86,6 +89,14 @@ mod tests {
             assert_eq!(holder.namespace.as_deref(), Some("shop"));
             assert!(!holder.stranger);
         }
+    }
+
+    #[test]
+    fn a_run_outside_of_every_cluster_is_shown_by_its_host_and_name() {
+        let value = r#"{"holder":"vm-7/billing","cluster":"","since":"now","value":""}"#;
+        let holder = of(&seen(Some("consul-lock/vm-7/billing/1f"), None, value));
+        assert_eq!(holder.identity, "vm-7/billing");
+        assert_eq!((holder.cluster, holder.namespace, holder.stranger), (None, None, false));
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn a_server_name_is_a_dns_name() {
 // ---- tokens ----
 
 /// A new token with such rules: accessor and secret.
-fn token(rules: &str) -> (String, String) {
+pub(crate) fn token(rules: &str) -> (String, String) {
     let name = unique("policy");
     let made = |path: &str, body: serde_json::Value| {
         let reply = guarded_consul().request("PUT", path, body.to_string().as_bytes()).unwrap();

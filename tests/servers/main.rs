@@ -28,6 +28,7 @@ mod interop;
 mod pods;
 mod process;
 mod replicas;
+mod run;
 mod scripted;
 mod site;
 mod witness;

@@ -1,0 +1,139 @@
+//! One lock held by this process: a pair of keepers that somebody waits for.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::Clock,
+    consul::{Class, Consul},
+    keeper::{
+        ClaimId, Follower, Jitter, KeeperView, Keepers, LockView, StopState, Trouble, Wanted,
+    },
+    lock::FailReason,
+    names::{FencingToken, SessionId},
+    telemetry::Metrics,
+};
+
+/// Contends for a lock from the beginning, and holds it once it is its own. Dropped, it releases
+/// nothing: the session ends by its TTL.
+pub(super) struct Holder<C> {
+    keepers: Keepers<C>,
+    id: ClaimId,
+    follower: Follower,
+    clock: Clock,
+}
+
+/// A lock that is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tenure {
+    pub(super) token: FencingToken,
+    pub(super) session: SessionId,
+    pub(super) valid_until: crate::clock::Instant,
+}
+
+/// Why there is no lock, and will be none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It was not free.
+    Gave(FailReason),
+    /// Consul did not answer, or not as it should.
+    Unreachable(Trouble),
+    /// Consul does not allow it, or takes the request for nonsense. It would do so again.
+    Hopeless(Trouble),
+    Broken,
+}
+
+/// A keeper has panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Broken;
+
+impl From<Broken> for Refused {
+    fn from(_: Broken) -> Refused {
+        Refused::Broken
+    }
+}
+
+impl<C: Consul> Holder<C> {
+    /// Starts to contend. Must be called within a tokio runtime.
+    pub(super) fn contend(
+        consul: C,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        jitter: Jitter,
+        wanted: Wanted,
+    ) -> Holder<C> {
+        // Nobody needs waking: a follower hears more.
+        let (wake, _) = mpsc::unbounded_channel();
+        let keepers = Keepers::new(consul, clock.clone(), metrics, jitter, wake);
+        let id = ClaimId(wanted.session.name.as_str().into());
+        keepers.set(&id, wanted, None);
+        let follower = keepers.follow(&id).expect("its keepers were started just now");
+        Holder { keepers, id, follower, clock }
+    }
+
+    pub(super) fn view(&self) -> KeeperView {
+        self.follower.view()
+    }
+
+    /// The tenure, if it may be relied on.
+    pub(super) fn tenure(&self) -> Option<Tenure> {
+        let view = self.follower.view();
+        let token = view.token(self.clock.now())?;
+        Some(Tenure { token, session: view.session.id?, valid_until: view.session.valid_until? })
+    }
+
+    /// Returns when something changed, renewals included. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Broken`] if a keeper has panicked: nothing that it showed may be relied on.
+    pub(super) async fn changed(&mut self) -> Result<(), Broken> {
+        tokio::select! {
+            () = self.follower.changed() => Ok(()),
+            () = self.keepers.panicked() => Err(Broken),
+        }
+    }
+
+    /// Waits for the lock. `once`: not for a Consul that does not answer. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Refused`] when waiting longer would be in vain.
+    pub(super) async fn acquired(&mut self, once: bool) -> Result<Tenure, Refused> {
+        let mut trouble = None;
+        loop {
+            if let Some(tenure) = self.tenure() {
+                return Ok(tenure);
+            }
+            let view = self.view();
+            if let LockView::Failed { reason } = view.lock {
+                return Err(trouble.map_or(Refused::Gave(reason), Refused::Unreachable));
+            }
+            trouble = view.trouble;
+            match trouble.as_ref().map(|trouble| trouble.class) {
+                Some(Class::Denied | Class::Invalid) => {
+                    return Err(Refused::Hopeless(trouble.expect("it has a class")));
+                }
+                Some(_) if once => {
+                    return Err(Refused::Unreachable(trouble.expect("it has a class")));
+                }
+                _ => self.changed().await?,
+            }
+        }
+    }
+
+    /// Releases the key, and destroys the session, in this order. Nobody may rely on the lock any
+    /// more. Ends no later than Consul ends the session by itself.
+    pub(super) async fn release(&mut self) -> StopState {
+        self.keepers.stop(&self.id);
+        loop {
+            match self.follower.stopped() {
+                StopState::Running | StopState::Stopping => {
+                    if self.changed().await.is_err() {
+                        return StopState::Abandoned;
+                    }
+                }
+                ended => return ended,
+            }
+        }
+    }
+}

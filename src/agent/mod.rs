@@ -1,0 +1,30 @@
+//! Holds a lock where the work is: `consul-lock run -- CMD`.
+//!
+//! Three processes. `run` ([`run()`]) keeps session and key. The *guard* ([`guard()`]), the same
+//! binary without a runtime, is the parent of the command and of everything that comes of it, and
+//! knows until when that may go on. The command does the work.
+//!
+//! # Guarantees
+//! When the lock is lost, or [`Notice`] before *valid until*, the command's processes are sent
+//! SIGTERM and, a grace later, SIGKILL; all of it before *valid until*. The guard does so by
+//! itself, should `run` be frozen, stuck or dead; `run` does so should the guard be. Only when none
+//! of the processes is left is the key released and the session destroyed, in this order.
+//! # Not guaranteed
+//! That a process is stopped which the command has another service start (systemd, a container
+//! engine): it descends from that service. Nor, if `run` and the guard are killed together. The
+//! protected resource has to check the fencing token.
+
+mod child;
+mod descendants;
+mod guard;
+mod holder;
+mod notice;
+mod orders;
+mod run;
+mod signals;
+mod terminal;
+mod valid_until;
+
+pub use guard::guard;
+pub use notice::{Notice, NoticeError};
+pub use run::{Outcome, RunError, RunSettings, run};

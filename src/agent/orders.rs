@@ -1,0 +1,262 @@
+//! What `run` and its guard tell each other: packets of a few numbers over a pair of sockets.
+//!
+//! The guard's end is its standard input, since that is the one descriptor that a new process can
+//! be given without unsafe code. The command's own standard input travels with the first order.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    },
+    process::Pid,
+};
+
+use super::notice::Deadlines;
+use crate::clock::Instant;
+
+const PACKET: usize = 25;
+
+/// What `run` tells the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Start the command; it has this grace when it is told to stop. First of all.
+    Start { deadlines: Deadlines, grace: Duration },
+    /// The deadlines have moved.
+    Hold(Deadlines),
+    /// Stop the command, and kill it at this instant at the latest.
+    Stop { kill: Instant },
+    /// Send the command's process group this signal.
+    Signal(i32),
+}
+
+/// What the guard tells `run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// The command runs, as leader of the process group of this number.
+    Started(Pid),
+    /// It could not be started, for this reason. The guard ends.
+    NotStarted(i32),
+    /// A signal has stopped it, as a terminal's Ctrl-Z does.
+    Stopped,
+    /// Nothing is left of it; it ended so. The guard ends.
+    Ended(Ending),
+}
+
+/// How the command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// By itself, with this exit code.
+    Code(u8),
+    /// By a signal.
+    Signal(u8),
+}
+
+/// A pair of connected sockets that keep packets apart, do not block, and are passed on to nobody.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Sends the first order, and the command's standard input with it.
+pub(super) fn send_start(socket: impl AsFd, order: Order, stdin: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [stdin];
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let packet = order.packet();
+    let payload = [IoSlice::new(&packet)];
+    rustix::net::sendmsg(socket, &payload, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Takes in the first order. The socket must have it.
+pub(super) fn receive_start(socket: impl AsFd) -> io::Result<(Order, OwnedFd)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut packet = [0; PACKET];
+    let mut payload = [IoSliceMut::new(&mut packet)];
+    rustix::net::recvmsg(socket, &mut payload, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let stdin = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let order = Order::read(&packet);
+    order.zip(stdin).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Sends a packet. Whoever is gone does not hear it, and is not missed here.
+pub(super) fn send(socket: impl AsFd, packet: [u8; PACKET]) {
+    let _ = rustix::net::send(socket, &packet, SendFlags::NOSIGNAL);
+}
+
+/// What was in the socket.
+pub(super) enum Received {
+    Packet([u8; PACKET]),
+    /// Nothing yet.
+    Nothing,
+    /// The other side is gone.
+    End,
+}
+
+/// Takes one packet, without waiting.
+pub(super) fn receive(socket: impl AsFd) -> Received {
+    let mut packet = [0; PACKET];
+    match rustix::net::recv(socket, &mut packet[..], RecvFlags::DONTWAIT) {
+        Ok((_, PACKET)) => Received::Packet(packet),
+        Err(Errno::AGAIN | Errno::INTR) => Received::Nothing,
+        Ok(_) | Err(_) => Received::End,
+    }
+}
+
+impl Order {
+    pub(super) fn packet(self) -> [u8; PACKET] {
+        match self {
+            Order::Start { deadlines: Deadlines { term, kill }, grace } => {
+                packet(b's', [nanos(term.since_boot()), nanos(kill.since_boot()), nanos(grace)])
+            }
+            Order::Hold(Deadlines { term, kill }) => {
+                packet(b'h', [nanos(term.since_boot()), nanos(kill.since_boot()), 0])
+            }
+            Order::Stop { kill } => packet(b'x', [nanos(kill.since_boot()), 0, 0]),
+            Order::Signal(number) => packet(b'k', [number.unsigned_abs().into(), 0, 0]),
+        }
+    }
+
+    pub(super) fn read(packet: &[u8; PACKET]) -> Option<Order> {
+        let (kind, [a, b, c]) = numbers(packet);
+        let deadlines = || Deadlines { term: instant(a), kill: instant(b) };
+        Some(match kind {
+            b's' => Order::Start { deadlines: deadlines(), grace: Duration::from_nanos(c) },
+            b'h' => Order::Hold(deadlines()),
+            b'x' => Order::Stop { kill: instant(a) },
+            b'k' => Order::Signal(i32::try_from(a).ok()?),
+            _ => return None,
+        })
+    }
+}
+
+impl Report {
+    pub(super) fn packet(self) -> [u8; PACKET] {
+        let (kind, number) = match self {
+            Report::Started(pid) => (b'r', pid.as_raw_nonzero().get().unsigned_abs().into()),
+            Report::NotStarted(errno) => (b'n', errno.unsigned_abs().into()),
+            Report::Stopped => (b't', 0),
+            Report::Ended(Ending::Code(code)) => (b'e', code.into()),
+            Report::Ended(Ending::Signal(number)) => (b'd', number.into()),
+        };
+        packet(kind, [number, 0, 0])
+    }
+
+    pub(super) fn read(packet: &[u8; PACKET]) -> Option<Report> {
+        let (kind, [number, ..]) = numbers(packet);
+        let small = u8::try_from(number).ok();
+        Some(match kind {
+            b'r' => Report::Started(Pid::from_raw(i32::try_from(number).ok()?)?),
+            b'n' => Report::NotStarted(i32::try_from(number).ok()?),
+            b't' => Report::Stopped,
+            b'e' => Report::Ended(Ending::Code(small?)),
+            b'd' => Report::Ended(Ending::Signal(small?)),
+            _ => return None,
+        })
+    }
+}
+
+/// Nanoseconds; 584 years are enough for both.
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn instant(nanos: u64) -> Instant {
+    Instant::from_boot(Duration::from_nanos(nanos))
+}
+
+fn packet(kind: u8, numbers: [u64; 3]) -> [u8; PACKET] {
+    let mut packet = [kind; PACKET];
+    for (bytes, number) in packet[1..].chunks_exact_mut(8).zip(numbers) {
+        bytes.copy_from_slice(&number.to_le_bytes());
+    }
+    packet
+}
+
+fn numbers(packet: &[u8; PACKET]) -> (u8, [u64; 3]) {
+    let mut numbers = [0; 3];
+    for (number, bytes) in numbers.iter_mut().zip(packet[1..].chunks_exact(8)) {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(bytes);
+        *number = u64::from_le_bytes(eight);
+    }
+    (packet[0], numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    const DEADLINES: Deadlines = Deadlines {
+        term: Instant::from_boot(Duration::from_millis(90_001)),
+        kill: Instant::from_boot(Duration::from_nanos(95_000_000_001)),
+    };
+
+    #[test]
+    fn orders_and_reports_arrive_as_they_were_sent() {
+        let grace = Duration::from_millis(5);
+        for order in [
+            Order::Start { deadlines: DEADLINES, grace },
+            Order::Hold(DEADLINES),
+            Order::Stop { kill: DEADLINES.kill },
+            Order::Signal(15),
+        ] {
+            assert_eq!(Order::read(&order.packet()), Some(order));
+        }
+        for report in [
+            Report::Started(Pid::INIT),
+            Report::NotStarted(2),
+            Report::Stopped,
+            Report::Ended(Ending::Code(255)),
+            Report::Ended(Ending::Signal(9)),
+        ] {
+            assert_eq!(Report::read(&report.packet()), Some(report));
+        }
+    }
+
+    #[test]
+    fn first_order_brings_the_standard_input_along() {
+        let (ours, guards) = pair().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let order = Order::Start { deadlines: DEADLINES, grace: Duration::ZERO };
+        send_start(&ours, order, reader.as_fd()).unwrap();
+        drop(reader);
+        let (received, stdin) = receive_start(&guards).unwrap();
+        assert_eq!(received, order);
+        writer.write_all(b"hello").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        io::PipeReader::from(stdin).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn nothing_yet_and_the_end_are_told_apart() {
+        let (ours, guards) = pair().unwrap();
+        assert!(matches!(receive(&guards), Received::Nothing));
+        send(&ours, Order::Signal(1).packet());
+        drop(ours);
+        assert!(
+            matches!(receive(&guards), Received::Packet(_)),
+            "what was sent before is not lost"
+        );
+        assert!(matches!(receive(&guards), Received::End));
+    }
+}

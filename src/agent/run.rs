@@ -1,0 +1,425 @@
+//! `consul-lock run -- CMD`: acquire, start, hold, stop, release.
+
+use std::{ffi::OsString, io, sync::Arc, time::Duration};
+
+use rustix::process::{Pid, Signal};
+use tokio::select;
+
+use super::{
+    child::{Child, News},
+    descendants,
+    holder::{Broken, Holder, Refused, Tenure},
+    notice::Notice,
+    orders::{Ending, Report},
+    signals::Signals,
+    terminal::{self, Terminal},
+    valid_until::{VALID_UNTIL_FILE, ValidUntilFile},
+};
+use crate::{
+    clock::{Clock, Instant},
+    consul::{Behavior, Consul},
+    keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
+    lock::FailReason,
+    names::{Key, NodeName, SessionName},
+    telemetry::Metrics,
+};
+
+/// What carries our own right to talk to Consul, and no command's.
+const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
+/// How long a release may take at least, when Consul does not answer.
+const RELEASE: Duration = Duration::from_secs(2);
+
+/// What to hold, and what to run under it. Durations are as Consul takes them.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// The key to hold.
+    pub key: Key,
+    /// What the holder is called; with the host's name it is part of the session's name and of
+    /// what is written into the key.
+    pub name: String,
+    /// This machine's name.
+    pub host: String,
+    /// The virtual catalog node that the session sits on.
+    pub node: NodeName,
+    /// The session's TTL.
+    pub ttl: Duration,
+    /// How long the key stays locked after an unclean end.
+    pub lock_delay: Duration,
+    /// What an unclean end does to the key.
+    pub behavior: Behavior,
+    /// The user's text in the key.
+    pub value: String,
+    /// Give up waiting for the lock after this long.
+    pub wait: Option<Duration>,
+    /// Give up after one attempt.
+    pub try_once: bool,
+    /// Stop the command and release the lock after this long.
+    pub max_hold: Option<Duration>,
+    /// Contend again after the lock was lost.
+    pub restart: bool,
+    /// SIGTERM, SIGKILL and *valid until*.
+    pub notice: Notice,
+    /// Whether the command may see our Consul token.
+    pub pass_consul_token: bool,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+}
+
+/// How a run that had the lock, or was told to stop waiting for it, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command ended by itself with this exit code.
+    Code(u8),
+    /// A signal ended the command, or us while we waited for the lock.
+    Signal(u8),
+    /// The lock was lost, and the command stopped.
+    Lost,
+    /// The lock was held for as long as it may be, and the command stopped.
+    MaxHold,
+}
+
+/// Why a run did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Somebody else has the lock.
+    #[error("{key} was not free {}", match reason {
+        FailReason::AcquireTimeout => "within --wait",
+        FailReason::Contended => "at the one attempt that --try-once allows",
+    })]
+    NotFree {
+        /// The key.
+        key: Key,
+        /// Of two ways to give up, which.
+        reason: FailReason,
+    },
+    /// Consul did not answer, or not as it should.
+    #[error("Consul is out of reach: {}: {}", .0.operation.as_str(), .0.message)]
+    Unreachable(Trouble),
+    /// Consul does not allow it, or does not take the settings.
+    #[error("Consul refuses: {}: {}", .0.operation.as_str(), .0.message)]
+    Refused(Trouble),
+    /// The command could not be started.
+    #[error("cannot run {command:?}: {source}")]
+    Start {
+        /// As it was given.
+        command: OsString,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The guard could not be started, so the command was not.
+    #[error("cannot guard the command: {0}")]
+    Guard(#[source] io::Error),
+    /// No signal handler could be installed.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// A keeper panicked.
+    #[error("a keeper of the lock failed; this is a fault in consul-lock")]
+    Broken,
+}
+
+impl RunSettings {
+    /// What a contender under these settings wants of its keepers. Every one has a session name of
+    /// its own: keepers adopt what they find under theirs.
+    fn wanted(&self) -> Wanted {
+        let holder = format!("{}/{}", self.host, self.name);
+        let unique = rand::random::<u64>();
+        Wanted {
+            key: self.key.clone(),
+            prefix: self.key.as_str().into(),
+            session: SessionSettings {
+                name: SessionName::new(format!("consul-lock/{holder}/{unique:016x}")),
+                node: self.node.clone(),
+                ttl: self.ttl,
+                lock_delay: self.lock_delay,
+                behavior: self.behavior,
+                node_checks: Vec::new(),
+                service_checks: Vec::new(),
+            },
+            acquire: AcquireSettings {
+                timeout: self.wait,
+                try_once: self.try_once,
+                // Ours to see to: the command has to be stopped before.
+                max_hold: None,
+            },
+            payload: Payload { holder, cluster: String::new(), value: self.value.clone() },
+            stance: Stance::FOR_ITSELF,
+            record: None,
+            attempt: 1,
+        }
+    }
+}
+
+/// Waits for the lock, runs the command while it is held, and gives it up.
+///
+/// # Errors
+/// [`RunError`]. No process is left then, and the lock has been given up as far as Consul answered.
+///
+/// # Cancellation
+/// Dropped, it leaves the command to its guard, which stops it, and the session to its TTL.
+pub async fn run<C: Consul + Clone>(
+    consul: C,
+    clock: Clock,
+    settings: &RunSettings,
+) -> Result<Outcome, RunError> {
+    let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let metrics = Metrics::new(false);
+    loop {
+        let jitter = Arc::new(|| rand::random_range(0.0..1.0));
+        let metrics = Arc::clone(&metrics);
+        let wanted = settings.wanted();
+        let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
+        let run = Run { settings, clock: &clock, holder, signals: &mut signals };
+        match run.once().await? {
+            Outcome::Lost if settings.restart => {
+                tracing::warn!(key = %settings.key, "the lock was lost; contending again");
+                descendants::reap();
+            }
+            outcome => return Ok(outcome),
+        }
+    }
+}
+
+/// One try at the lock and, under it, of the command.
+struct Run<'a, C> {
+    settings: &'a RunSettings,
+    clock: &'a Clock,
+    holder: Holder<C>,
+    signals: &'a mut Signals,
+}
+
+/// Why the command is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Lost,
+    MaxHold,
+    Broken,
+}
+
+/// A command that runs, and what it was told.
+struct Work {
+    child: Child,
+    terminal: Option<Terminal>,
+    /// The command's process group, once it has started.
+    group: Option<Pid>,
+    file: ValidUntilFile,
+    tenure: Tenure,
+    began: Instant,
+    stop: Option<Stop>,
+}
+
+impl<C: Consul> Run<'_, C> {
+    async fn once(mut self) -> Result<Outcome, RunError> {
+        let key = &self.settings.key;
+        tracing::info!(%key, "contending");
+        let acquired = select! {
+            acquired = self.holder.acquired(self.settings.try_once) => acquired,
+            signal = self.signals.end() => {
+                self.release().await;
+                return Ok(Outcome::Signal(number(signal)));
+            }
+        };
+        let outcome = match acquired {
+            Ok(tenure) => {
+                tracing::info!(%key, token = %tenure.token, session = %tenure.session, "held");
+                self.work(tenure).await
+            }
+            Err(Refused::Gave(reason)) => Err(RunError::NotFree { key: key.clone(), reason }),
+            Err(Refused::Unreachable(trouble)) => Err(RunError::Unreachable(trouble)),
+            Err(Refused::Hopeless(trouble)) => Err(RunError::Refused(trouble)),
+            Err(Refused::Broken) => Err(RunError::Broken),
+        };
+        self.release().await;
+        outcome
+    }
+
+    /// Runs the command while the lock is held. Nothing is left of it afterwards.
+    async fn work(&mut self, tenure: Tenure) -> Result<Outcome, RunError> {
+        let mut work = self.start(tenure)?;
+        let ending = self.watch(&mut work).await;
+        if let (Some(terminal), Some(group)) = (&work.terminal, work.group)
+            && let Err(error) = terminal.take_back(group)
+        {
+            tracing::warn!(%error, "cannot take the terminal back");
+        }
+        Ok(match (work.stop, ending?) {
+            (Some(Stop::Lost), _) => Outcome::Lost,
+            (Some(Stop::MaxHold), _) => Outcome::MaxHold,
+            (Some(Stop::Broken), _) => return Err(RunError::Broken),
+            (None, Ending::Code(code)) => Outcome::Code(code),
+            (None, Ending::Signal(signal)) => Outcome::Signal(signal),
+        })
+    }
+
+    fn start(&self, tenure: Tenure) -> Result<Work, RunError> {
+        let file = ValidUntilFile::new(tenure.valid_until).map_err(RunError::Guard)?;
+        let shown = [
+            ("CONSUL_LOCK_HELD", "true".to_owned()),
+            ("CONSUL_LOCK_KEY", self.settings.key.to_string()),
+            ("CONSUL_LOCK_SESSION", tenure.session.to_string()),
+            ("CONSUL_LOCK_TOKEN", tenure.token.to_string()),
+            (VALID_UNTIL_FILE, file.path().display().to_string()),
+        ];
+        let hidden = if self.settings.pass_consul_token { &[][..] } else { &SECRETS };
+        let notice = self.settings.notice;
+        let deadlines = notice.deadlines(tenure.valid_until);
+        let child = Child::start(&self.settings.command, hidden, &shown, deadlines, notice);
+        Ok(Work {
+            child: child.map_err(RunError::Guard)?,
+            terminal: Terminal::of_ours(),
+            group: None,
+            file,
+            tenure,
+            began: self.clock.now(),
+            stop: None,
+        })
+    }
+
+    async fn watch(&mut self, work: &mut Work) -> Result<Ending, RunError> {
+        loop {
+            let clock = self.clock.clone();
+            select! {
+                biased;
+                news = work.child.news() => if let Some(ended) = self.heard(work, news).await {
+                    return ended;
+                },
+                () = clock.sleep_until(self.guard_is_stuck(work)) => {
+                    tracing::error!("the guard does not act; ending the command without it");
+                    work.stop.get_or_insert(Stop::Lost);
+                    work.child.end_without_guard(self.clock).await;
+                    return Ok(Ending::Signal(number(Signal::KILL)));
+                }
+                () = clock.sleep_until(self.deadline(work)), if work.stop.is_none() => {
+                    self.time_is_up(work);
+                }
+                changed = self.holder.changed() => match changed {
+                    Ok(()) => self.look(work),
+                    Err(Broken) => self.stop(work, Stop::Broken),
+                },
+                signal = self.signals.next() => work.pass_on(signal),
+            }
+        }
+    }
+
+    /// What the guard said; the command's end, if that was it.
+    async fn heard(&self, work: &mut Work, news: News) -> Option<Result<Ending, RunError>> {
+        match news {
+            News::Reported(Report::Started(group)) => {
+                tracing::info!(pid = group.as_raw_nonzero(), "the command runs");
+                work.group = Some(group);
+                work.borrow_terminal();
+                None
+            }
+            News::Reported(Report::Stopped) => {
+                if work.terminal.is_some() {
+                    terminal::stop_ourselves();
+                }
+                None
+            }
+            News::Reported(Report::Ended(ending)) => Some(Ok(ending)),
+            News::Reported(Report::NotStarted(errno)) => {
+                let command = self.settings.command.first().cloned().unwrap_or_default();
+                let source = io::Error::from_raw_os_error(errno);
+                Some(Err(RunError::Start { command, source }))
+            }
+            News::Unguarded => {
+                tracing::error!("the guard ended; ending the command");
+                work.child.end_without_guard(self.clock).await;
+                work.stop.get_or_insert(Stop::Lost);
+                Some(Ok(Ending::Signal(number(Signal::KILL))))
+            }
+        }
+    }
+
+    /// When something has to be done though nobody says anything.
+    fn deadline(&self, work: &Work) -> Instant {
+        let term = self.settings.notice.deadlines(work.tenure.valid_until).term;
+        let max_hold = self.settings.max_hold.map(|longest| work.began + longest);
+        max_hold.map_or(term, |end| end.min(term))
+    }
+
+    /// By then it should have said that nothing is left.
+    fn guard_is_stuck(&self, work: &Work) -> Instant {
+        self.settings.notice.overdue(work.tenure.valid_until)
+    }
+
+    fn time_is_up(&self, work: &mut Work) {
+        let term = self.settings.notice.deadlines(work.tenure.valid_until).term;
+        let reason = if self.clock.now() >= term { Stop::Lost } else { Stop::MaxHold };
+        self.stop(work, reason);
+    }
+
+    /// Something about the lock changed: renewed, or lost.
+    fn look(&self, work: &mut Work) {
+        if work.stop.is_some() {
+            return;
+        }
+        match self.holder.tenure() {
+            Some(tenure) if tenure.token == work.tenure.token => {
+                if tenure.valid_until != work.tenure.valid_until {
+                    work.renewed(tenure, self.settings.notice);
+                }
+            }
+            _ => self.stop(work, Stop::Lost),
+        }
+    }
+
+    fn stop(&self, work: &mut Work, reason: Stop) {
+        let (key, token) = (&self.settings.key, work.tenure.token);
+        tracing::warn!(%key, %token, ?reason, "stopping the command");
+        work.stop = Some(reason);
+        let now = self.clock.now();
+        let mut kill = self.settings.notice.kill(now, work.tenure.valid_until);
+        if reason == Stop::Lost {
+            // Consul may have ended the session: the lock-delay is all that keeps others away.
+            kill = kill.min(now + self.settings.lock_delay);
+        }
+        work.child.stop(kill);
+    }
+
+    /// Releases, then destroys, in as much time as Consul needs to end the session by itself; a
+    /// second signal cuts it short.
+    async fn release(mut self) {
+        let now = self.clock.now();
+        let valid_until = self.holder.view().session.valid_until;
+        let until = valid_until.map_or(now, |end| end.max(now)) + RELEASE;
+        let clock = self.clock.clone();
+        let state = select! {
+            state = self.holder.release() => Some(state),
+            () = clock.sleep_until(until) => None,
+            _ = self.signals.end() => None,
+        };
+        if state != Some(StopState::Clean) {
+            let key = &self.settings.key;
+            tracing::warn!(%key, "not released: the session ends by its TTL, the lock-delay follows");
+        }
+    }
+}
+
+impl Work {
+    fn renewed(&mut self, tenure: Tenure, notice: Notice) {
+        self.child.hold(notice.deadlines(tenure.valid_until));
+        if let Err(error) = self.file.set(tenure.valid_until) {
+            tracing::warn!(%error, "cannot tell the command of the renewal");
+        }
+        self.tenure = tenure;
+    }
+
+    fn pass_on(&self, signal: Signal) {
+        if signal == Signal::CONT {
+            self.borrow_terminal();
+        }
+        self.child.signal(signal.as_raw());
+    }
+
+    fn borrow_terminal(&self) {
+        if let (Some(terminal), Some(group)) = (&self.terminal, self.group) {
+            terminal.lend(group);
+            // It may have been stopped for reading before it was allowed to.
+            self.child.signal(Signal::CONT.as_raw());
+        }
+    }
+}
+
+fn number(signal: Signal) -> u8 {
+    u8::try_from(signal.as_raw()).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,313 @@
+//! `consul-lock run`: what to hold, and what to run under it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    time::Duration,
+};
+
+use clap::{ArgMatches, Args};
+
+use super::{CliError, boolean, consul::ConsulFlags, duration, log_format};
+use crate::{
+    agent::{Notice, NoticeError, RunSettings},
+    api::VALUE_MAX_CHARS,
+    consul::{Behavior, http::HttpConfig},
+    names::{Key, NodeName},
+    telemetry::logs::{Filter, Format},
+};
+
+/// The longest lock-delay that Consul grants.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(8760 * 3600);
+
+const EXIT_CODES: &str = "\
+The command sees CONSUL_LOCK_HELD=true, CONSUL_LOCK_KEY, CONSUL_LOCK_SESSION, CONSUL_LOCK_TOKEN \
+(the fencing token: send it with every write, and have the writes refused that carry a smaller one \
+than was seen) and CONSUL_LOCK_VALID_UNTIL_FILE (a file of one line: until when the lock may be \
+relied on, in seconds since the machine started, as /proc/uptime counts them).
+
+Exit codes: the command's own; 128 + N if signal N ended it; 2 wrong usage, or settings that \
+Consul does not take; 3 could not start; 69 Consul is out of reach; 75 the lock was not free \
+(--wait, --try-once); 77 Consul denies it; 79 the lock was lost and the command stopped; 124 \
+--max-hold passed and the command was stopped; 126 the command cannot be run; 127 there is no such \
+command.";
+
+/// A validated `consul-lock run`.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// How to reach Consul.
+    pub consul: HttpConfig,
+    /// What to hold, and what to run under it.
+    pub settings: RunSettings,
+    /// How log lines look.
+    pub log_format: Format,
+    /// Which are written.
+    pub log: Filter,
+}
+
+/// Why there is no [`RunConfig`].
+#[derive(Debug, thiserror::Error)]
+pub enum RunConfigError {
+    /// The command could not be stopped in time.
+    #[error(transparent)]
+    Notice(#[from] NoticeError),
+    /// This process has the lock already.
+    #[error(
+        "--key {0}: this already runs under a lock on {0} (CONSUL_LOCK_HELD, CONSUL_LOCK_KEY) and \
+         would wait for itself"
+    )]
+    Nested(Key),
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct RawRun {
+    /// The key to hold. Everybody who contends for the same key takes turns
+    #[arg(long, env = "CONSUL_LOCK_KEY", value_name = "KEY")]
+    key: Key,
+
+    /// What to call the holder, for others to see. Default: the command's name
+    #[arg(long, env = "CONSUL_LOCK_NAME", value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+
+    /// The node of Consul's catalog that the session sits on; it is made if there is none. No
+    /// agent runs there, so no agent's end takes the lock along
+    #[arg(long, env = "CONSUL_LOCK_NODE", value_name = "NAME")]
+    #[arg(default_value = "consul-lock-run", value_parser = name)]
+    node: String,
+
+    /// How long the lock may be relied on after a renewal was sent: 1s to 24h, and no less than
+    /// Consul allows (10s, unless it is configured otherwise)
+    #[arg(long, env = "CONSUL_LOCK_TTL", value_name = "DURATION")]
+    #[arg(default_value = "15s", value_parser = ttl)]
+    ttl: Duration,
+
+    /// How long nobody gets the lock after it was lost; 0s to 60s. After a release it is free at
+    /// once
+    #[arg(long, env = "CONSUL_LOCK_LOCK_DELAY", value_name = "DURATION")]
+    #[arg(default_value = "15s", value_parser = lock_delay)]
+    lock_delay: Duration,
+
+    /// What becomes of the key when the lock is lost: release or delete
+    #[arg(long, env = "CONSUL_LOCK_BEHAVIOR", value_name = "WHAT")]
+    #[arg(default_value = "release", value_parser = behavior)]
+    behavior: Behavior,
+
+    /// A text for others to read, written into the key
+    #[arg(long, env = "CONSUL_LOCK_VALUE", value_name = "TEXT", default_value = "")]
+    #[arg(hide_default_value = true, value_parser = value)]
+    value: String,
+
+    /// Give up waiting for the lock after this long; 1s to 8760h. Default: wait for ever
+    #[arg(long, env = "CONSUL_LOCK_WAIT", value_name = "DURATION", value_parser = long)]
+    wait: Option<Duration>,
+
+    /// Give up after one attempt
+    #[arg(long, env = "CONSUL_LOCK_TRY_ONCE", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true, conflicts_with = "wait")]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
+    try_once: bool,
+
+    /// Stop the command and release the lock after this long; 1s to 8760h. Default: never
+    #[arg(long, env = "CONSUL_LOCK_MAX_HOLD", value_name = "DURATION", value_parser = long)]
+    max_hold: Option<Duration>,
+
+    /// When the lock was lost and the command stopped, contend again
+    #[arg(long, env = "CONSUL_LOCK_RESTART", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
+    restart: bool,
+
+    /// The time between SIGTERM and SIGKILL when the command has to stop. Both come before the
+    /// lock may be relied on no longer, so this is less than half of the TTL
+    #[arg(long, env = "CONSUL_LOCK_GRACE", value_name = "DURATION")]
+    #[arg(default_value = "5s", value_parser = duration)]
+    grace: Duration,
+
+    /// Let the command see CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE
+    #[arg(long, env = "CONSUL_LOCK_PASS_CONSUL_TOKEN", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
+    pass_consul_token: bool,
+
+    #[command(flatten)]
+    consul: ConsulFlags,
+
+    /// How log lines look: text or json
+    #[arg(long, env = "CONSUL_LOCK_LOG_FORMAT", value_name = "FORMAT")]
+    #[arg(default_value = "text", value_parser = log_format, help_heading = "Log")]
+    log_format: Format,
+
+    /// What is logged: a level, or a comma list of target=level
+    #[arg(long, env = "CONSUL_LOCK_LOG", value_name = "FILTER", default_value = "warn")]
+    #[arg(help_heading = "Log")]
+    log: Filter,
+
+    /// The command to run while the lock is held, and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl RawRun {
+    pub(super) fn validate(self, matches: &ArgMatches) -> Result<RunConfig, CliError> {
+        let notice = Notice::new(self.ttl, self.grace).map_err(RunConfigError::from)?;
+        if runs_under(&self.key) {
+            return Err(RunConfigError::Nested(self.key).into());
+        }
+        let program = self.command.first().map(OsString::as_os_str).unwrap_or_default();
+        let settings = RunSettings {
+            name: self.name.unwrap_or_else(|| name_of(program)),
+            host: host(),
+            key: self.key,
+            node: NodeName::new(self.node),
+            ttl: self.ttl,
+            lock_delay: self.lock_delay,
+            behavior: self.behavior,
+            value: self.value,
+            wait: self.wait,
+            try_once: self.try_once,
+            max_hold: self.max_hold,
+            restart: self.restart,
+            notice,
+            pass_consul_token: self.pass_consul_token,
+            command: self.command,
+        };
+        let consul = self.consul.validate(matches)?;
+        Ok(RunConfig { consul, settings, log_format: self.log_format, log: self.log })
+    }
+}
+
+fn runs_under(key: &Key) -> bool {
+    let is = |name, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
+    is("CONSUL_LOCK_HELD", "true") && is("CONSUL_LOCK_KEY", key.as_str())
+}
+
+/// This machine's name. One that is not told is not needed either: session names are unique.
+fn host() -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(told.trim()).filter(|host| !host.is_empty()).unwrap_or("localhost").to_owned()
+}
+
+/// A holder's name made of a command's.
+fn name_of(program: &OsStr) -> String {
+    let file = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
+    let allowed = |c: char| if is_in_names(c) { c } else { '-' };
+    file.chars().map(allowed).take(64).collect()
+}
+
+fn is_in_names(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-".contains(c)
+}
+
+fn name(raw: &str) -> Result<String, String> {
+    if (1..=64).contains(&raw.len()) && raw.chars().all(is_in_names) {
+        Ok(raw.to_owned())
+    } else {
+        Err("a name has 1 to 64 characters, each a letter, a digit or one of . _ -".to_owned())
+    }
+}
+
+fn value(raw: &str) -> Result<String, String> {
+    match raw.chars().count() {
+        0..=VALUE_MAX_CHARS => Ok(raw.to_owned()),
+        chars => Err(format!("{chars} characters, at most {VALUE_MAX_CHARS} are allowed")),
+    }
+}
+
+fn behavior(raw: &str) -> Result<Behavior, String> {
+    match raw {
+        "release" => Ok(Behavior::Release),
+        "delete" => Ok(Behavior::Delete),
+        _ => Err("give release or delete".to_owned()),
+    }
+}
+
+fn ttl(raw: &str) -> Result<Duration, String> {
+    between(raw, SECOND, DAY)
+}
+
+fn lock_delay(raw: &str) -> Result<Duration, String> {
+    between(raw, Duration::ZERO, LONGEST_DELAY)
+}
+
+fn long(raw: &str) -> Result<Duration, String> {
+    between(raw, SECOND, YEAR)
+}
+
+fn between(raw: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let span = duration(raw)?;
+    if (least..=most).contains(&span) {
+        Ok(span)
+    } else {
+        Err(format!("give {}s to {}s", least.as_secs(), most.as_secs()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::{Job, parse};
+
+    use super::*;
+
+    fn run(args: &[&str]) -> Result<RunConfig, CliError> {
+        match parse(["consul-lock", "run"].iter().chain(args))? {
+            Job::Run(config) => Ok(*config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let flags = "--key=shared/billing --name=billing --node=vms --ttl=30s --lock-delay=1s \
+            --behavior=delete --value=v --wait=5s --max-hold=1h --restart --grace=10s \
+            --pass-consul-token -- pay --all";
+        let settings = run(&flags.split_whitespace().collect::<Vec<_>>()).unwrap().settings;
+        assert_eq!(settings.key.as_str(), "shared/billing");
+        assert_eq!((settings.name.as_str(), settings.node.as_str()), ("billing", "vms"));
+        assert_eq!((settings.ttl, settings.lock_delay), (30 * SECOND, SECOND));
+        assert_eq!((settings.behavior, settings.value.as_str()), (Behavior::Delete, "v"));
+        assert_eq!((settings.wait, settings.try_once), (Some(5 * SECOND), false));
+        assert_eq!(settings.max_hold, Some(3600 * SECOND));
+        assert_eq!((settings.restart, settings.pass_consul_token), (true, true));
+        assert_eq!(settings.notice.grace(), 10 * SECOND);
+        assert_eq!(settings.command, ["pay", "--all"]);
+    }
+
+    #[test]
+    fn holder_is_called_as_its_command_if_it_has_no_name() {
+        let called = |program| run(&["--key=k", "--", program]).unwrap().settings.name;
+        assert_eq!(called("/opt/pay"), "pay");
+        assert_eq!(called("./pay all!"), "pay-all-");
+    }
+
+    #[test]
+    fn bad_input_names_the_flag_and_what_is_allowed() {
+        for (flags, flag, allowed) in [
+            ("-- x", "--key", "required"),
+            ("--key=a//b -- x", "--key", "may be empty"),
+            ("--key=k", "<CMD>", "required"),
+            ("--key=k --name=a/b -- x", "--name", "1 to 64 characters"),
+            ("--key=k --node= -- x", "--node", "1 to 64 characters"),
+            ("--key=k --ttl=900ms -- x", "--ttl", "give 1s to 86400s"),
+            ("--key=k --ttl=15 -- x", "--ttl", "15s, 1m30s or 500ms"),
+            ("--key=k --lock-delay=61s -- x", "--lock-delay", "give 0s to 60s"),
+            ("--key=k --behavior=keep -- x", "--behavior", "release or delete"),
+            ("--key=k --wait=0s -- x", "--wait", "give 1s to"),
+            ("--key=k --wait=5s --try-once -- x", "--try-once", "cannot be used with"),
+            ("--key=k --max-hold=0s -- x", "--max-hold", "give 1s to"),
+            ("--key=k --ttl=10s -- x", "--grace 5s", "--ttl 12s or more, or --grace 4s or less"),
+            ("--key=k --restart=perhaps -- x", "--restart", "true or false"),
+            ("--key=k --log=loud -- x", "--log", "error, warn, info"),
+        ] {
+            let error = run(&flags.split_whitespace().collect::<Vec<_>>()).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(flag) && error.contains(allowed), "{flags}: {error}");
+        }
+        let long = format!("--value={}", "x".repeat(VALUE_MAX_CHARS + 1));
+        let error = run(&["--key=k", &long, "--", "x"]).unwrap_err().to_string();
+        assert!(error.contains("at most 4096"), "{error}");
+    }
+}

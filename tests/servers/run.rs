@@ -1,0 +1,572 @@
+//! `consul-lock run` with a real Consul: the command, its guard, and what ends them.
+
+use std::{
+    io::{Read as _, Write as _},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use consul_lock::{
+    api::{ConsulLockStatus, Phase},
+    clock::{Clock, Instant},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use testbed::{Fault, Folder, Proxy, reaper, wait_for};
+
+use crate::{
+    consul_access::token,
+    fixtures::{LOCK_FLAGS, PATIENCE, guarded_consul, shared_consul, unique},
+    site::Site,
+};
+
+/// A TTL that leaves room for a few renewals, a grace, and little patience.
+const QUICK: [&str; 3] = ["--ttl=4s", "--grace=1s", "--lock-delay=0s"];
+
+/// What writes its number down and then sleeps.
+const SLEEPER: &str = "echo $$ > $F/sleeper; exec sleep 600";
+
+/// Whatever a command may leave behind: a child that does not hear SIGTERM, a daemon that left its
+/// group and session and closed its descriptors, and the command itself, which does not hear it
+/// either.
+const BROOD: &str = r#"
+    trap "" TERM
+    sleep 600 & echo $! > $F/child
+    (setsid sh -c 'echo $$ > $F/daemon; exec sleep 600 <&- >&- 2>&-' &)
+    (setsid sh -c '(trap "" TERM; sh -c "echo \$PPID" > $F/grandchild; sleep 600 & wait) &' &)
+    until [ -s $F/daemon ] && [ -s $F/grandchild ]; do sleep 0.01; done
+    echo $$ > $F/sleeper
+    while :; do sleep 600; done
+"#;
+
+/// One key, and a folder (`$F`) for what commands have to say.
+struct Scene {
+    key: String,
+    folder: Folder,
+    address: String,
+}
+
+impl Scene {
+    fn new(what: &str) -> Scene {
+        Scene::through(what, &shared_consul().address())
+    }
+
+    /// A scene whose runs reach the shared Consul by this address.
+    fn through(what: &str, address: &str) -> Scene {
+        let key = format!("run/{}", unique(what));
+        Scene { key, folder: Folder::new("run").unwrap(), address: address.to_owned() }
+    }
+
+    fn command(&self, flags: &[&str], command: &[&str]) -> Command {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
+        run.env("CONSUL_LOCK_NAME", self.name());
+        run.arg("run").args(["--key", &self.key]).args(flags).arg("--").args(command);
+        run.env("CONSUL_HTTP_ADDR", &self.address).env("F", self.folder.path());
+        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        run
+    }
+
+    /// What its runs are called, unless they are told otherwise.
+    fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap()
+    }
+
+    /// Runs it to its end.
+    fn run(&self, flags: &[&str], command: &[&str]) -> Output {
+        self.command(flags, command).output().unwrap()
+    }
+
+    /// Starts it by `env` with this flag, which says what becomes of signals.
+    fn start_by_env(&self, flag: &str, script: &str, variables: &[(&str, &str)]) -> Run {
+        let run = self.command(&[], &["sh", "-c", script]);
+        let mut command = Command::new("env");
+        command.arg(flag).arg(run.get_program()).args(run.get_args());
+        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Run { run: reaper::spawn(&mut command).unwrap() }
+    }
+
+    /// Starts it, to be ended by [`Run::wait`] or with the test.
+    fn start(&self, flags: &[&str], script: &str) -> Run {
+        let mut command = self.command(flags, &["sh", "-c", script]);
+        Run { run: reaper::spawn(&mut command).unwrap() }
+    }
+
+    /// Waits for the process that wrote its number into this file.
+    fn process(&self, file: &str) -> Pid {
+        let path = self.folder.path().join(file);
+        let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+        Pid::from_raw(wait_for(format!("a process in {file}"), PATIENCE, read).unwrap()).unwrap()
+    }
+
+    /// The key as Consul has it.
+    fn pair(&self) -> Option<Value> {
+        let path = format!("/v1/kv/{}?consistent", self.key);
+        let reply = shared_consul().request("GET", &path, b"").unwrap();
+        reply.ok().then(|| reply.json()[0].clone())
+    }
+
+    /// The session that holds the key.
+    fn holder(&self) -> Option<String> {
+        Some(self.pair()?.get("Session")?.as_str()?.to_owned())
+    }
+
+    fn wait_held(&self) -> String {
+        wait_for("the key to be held", PATIENCE, || self.holder()).unwrap()
+    }
+
+    /// Ends the session that holds the key, as an operator would.
+    fn end_session(&self) {
+        let path = format!("/v1/session/destroy/{}", self.wait_held());
+        assert!(shared_consul().request("PUT", &path, b"").unwrap().ok());
+    }
+
+    /// Neither the key is held, nor has any of our sessions survived.
+    #[track_caller]
+    fn assert_nothing_left(&self) {
+        assert_eq!(self.holder(), None);
+        assert_eq!(sessions(self.name()), Vec::<Value>::new());
+    }
+}
+
+/// The sessions of runs that are called so.
+fn sessions(name: &str) -> Vec<Value> {
+    let name = format!("/{name}/");
+    let all = shared_consul().request("GET", "/v1/session/node/consul-lock-run", b"").unwrap();
+    let all = all.json();
+    let ours = |session: &&Value| session["Name"].as_str().unwrap_or_default().contains(&name);
+    all.as_array().into_iter().flatten().filter(ours).cloned().collect()
+}
+
+/// A run that goes on beside the test.
+struct Run {
+    run: Child,
+}
+
+impl Run {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.run)
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Its exit code, and what it printed.
+    fn wait(&mut self) -> (i32, String) {
+        let run = &mut self.run;
+        let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
+        reaper::forget_process(run.id());
+        let mut said = String::new();
+        run.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        run.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (ended.code().unwrap_or(-1), said)
+    }
+}
+
+/// The fields of `/proc/PID/stat` after the name: state, parent, group…
+fn stat(pid: Pid) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    Some(stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect())
+}
+
+fn is_alive(pid: Pid) -> bool {
+    stat(pid).is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
+}
+
+fn parent(pid: Pid) -> Pid {
+    Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
+}
+
+fn kill(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).unwrap();
+}
+
+/// Waits until none of them is alive; returns when that was seen.
+#[track_caller]
+fn all_gone(processes: &[Pid]) -> Instant {
+    let gone = || processes.iter().all(|pid| !is_alive(*pid)).then_some(());
+    wait_for("every process to be gone", PATIENCE, gone).unwrap();
+    Clock::boot().now()
+}
+
+/// What the command of this process is told of *valid until*.
+fn valid_until(command: Pid) -> Instant {
+    let path = variable(command, "CONSUL_LOCK_VALID_UNTIL_FILE");
+    let said = std::fs::read_to_string(path).unwrap();
+    Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap()))
+}
+
+/// A variable of its environment.
+fn variable(process: Pid, name: &str) -> PathBuf {
+    let all = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap();
+    let all = String::from_utf8(all).unwrap();
+    let found = all.split('\0').find_map(|one| one.strip_prefix(&format!("{name}=")));
+    found.unwrap_or_else(|| panic!("no {name} in {all:?}")).into()
+}
+
+fn brood(scene: &Scene) -> Vec<Pid> {
+    ["sleeper", "child", "daemon", "grandchild"].map(|file| scene.process(file)).to_vec()
+}
+
+// ---- the ordinary way ----
+
+#[test]
+fn command_holds_the_key_that_it_is_told_of_and_nothing_is_left_of_it_afterwards() {
+    let scene = Scene::new("plain");
+    let script = "env; read line; echo got $line; exit 7";
+    let mut command = scene.command(&["--name=plain", "--value=for others"], &["sh", "-c", script]);
+    let command = command.stdin(Stdio::piped()).env("CONSUL_HTTP_TOKEN", "");
+    let mut run = command.spawn().unwrap();
+    let session = scene.wait_held();
+    let pair = scene.pair().unwrap();
+    let infos = shared_consul().request("GET", &format!("/v1/session/info/{session}"), b"");
+    let info = infos.unwrap().json()[0].clone();
+    run.stdin.take().unwrap().write_all(b"it\n").unwrap();
+    let output = run.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("got it\n"), "{said}");
+    let variable = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+        line.unwrap_or_else(|| panic!("no {name} in {said}")).to_owned()
+    };
+    assert_eq!(variable("CONSUL_LOCK_HELD"), "true");
+    assert_eq!(variable("CONSUL_LOCK_KEY"), scene.key);
+    assert_eq!(variable("CONSUL_LOCK_SESSION"), session);
+    assert_eq!(variable("CONSUL_LOCK_TOKEN"), pair["ModifyIndex"].to_string());
+    assert!(!PathBuf::from(variable("CONSUL_LOCK_VALID_UNTIL_FILE")).exists());
+    assert_eq!(pair["Flags"], LOCK_FLAGS);
+    assert_eq!(info["NodeChecks"], serde_json::json!([]));
+    assert!(info["Name"].as_str().unwrap().contains("/plain/"), "{info}");
+    scene.assert_nothing_left();
+
+    let next = scene.run(&["--name=plain"], &["sh", "-c", "echo $CONSUL_LOCK_TOKEN"]);
+    let next: u64 = String::from_utf8(next.stdout).unwrap().trim().parse().unwrap();
+    assert!(next > pair["ModifyIndex"].as_u64().unwrap(), "tokens only rise");
+}
+
+#[test]
+fn exit_codes_are_as_documented() {
+    let scene = Scene::new("codes");
+    for (command, code, said) in [
+        (&["true"][..], 0, ""),
+        (&["sh", "-c", "exit 255"], 255, ""),
+        (&["sh", "-c", "kill -9 $$"], 137, ""),
+        (&["no-such-command"], 127, "cannot run \"no-such-command\""),
+        (&["/etc/passwd"], 126, "cannot run \"/etc/passwd\""),
+    ] {
+        let output = scene.run(&[], command);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {errors}");
+        assert!(errors.contains(said), "{command:?}: {errors}");
+        scene.assert_nothing_left();
+    }
+    let nobody = Scene::through("codes", "127.0.0.1:1").run(&["--try-once"], &["true"]);
+    assert_eq!(nobody.status.code(), Some(69), "{nobody:?}");
+    let mut guarded = Scene::through("codes", &guarded_consul().address()).command(&[], &["true"]);
+    let denied = guarded.env("CONSUL_HTTP_TOKEN", "").output().unwrap();
+    assert_eq!(denied.status.code(), Some(77), "{denied:?}");
+}
+
+#[test]
+fn rules_that_are_documented_are_enough() {
+    let scene = Scene::through("rules", &guarded_consul().address());
+    let key = format!(r#"key "{}" {{ policy = "write" }}"#, scene.key);
+    let ended = |name: &str, rules: &[&str]| {
+        let (_, secret) = token(&rules.join("\n"));
+        let mut command = scene.command(&["--node", name], &["true"]);
+        command.env("CONSUL_HTTP_TOKEN", secret).output().unwrap().status.code()
+    };
+    let name = unique("node");
+    let node = format!(r#"node "{name}" {{ policy = "write" }}"#);
+    let session = format!(r#"session "{name}" {{ policy = "write" }}"#);
+    assert_eq!(ended(&name, &[&key, &session]), Some(77), "there is no such node yet");
+    assert_eq!(ended(&name, &[&key, &node]), Some(77));
+    assert_eq!(ended(&name, &[&node, &session]), Some(77));
+    assert_eq!(ended(&name, &[&key, &node, &session]), Some(0));
+    assert_eq!(ended(&name, &[&key, &session]), Some(0), "now there is");
+}
+
+#[test]
+fn key_that_is_not_free_is_waited_for_as_long_as_one_likes() {
+    let scene = Scene::new("taken");
+    let mut holder = scene.start(&[], SLEEPER);
+    let sleeper = scene.process("sleeper");
+    for flag in ["--try-once", "--wait=1s"] {
+        let refused = scene.run(&[flag], &["true"]);
+        assert_eq!(refused.status.code(), Some(75), "{refused:?}");
+        assert!(
+            String::from_utf8(refused.stderr).unwrap().contains(flag.split('=').next().unwrap())
+        );
+    }
+    let mut told_to_stop = scene.start(&["--name=told-to-stop"], "true");
+    let waits = || (!sessions("told-to-stop").is_empty()).then_some(());
+    wait_for("a session that waits", PATIENCE, waits).unwrap();
+    told_to_stop.send(Signal::TERM);
+    assert_eq!(told_to_stop.wait().0, 143);
+    assert_eq!(sessions("told-to-stop"), Vec::<Value>::new());
+
+    let mut patient = scene.start(&["--wait=30s"], "echo mine");
+    assert!(is_alive(sleeper));
+    holder.send(Signal::TERM);
+    assert_eq!(holder.wait().0, 143);
+    assert_eq!(patient.wait(), (0, "mine\n".to_owned()));
+}
+
+#[test]
+fn signals_are_passed_on_to_the_whole_group() {
+    let scene = Scene::new("signals");
+    let listens = r#"
+        for name in INT TERM HUP QUIT USR1 USR2 WINCH; do
+            trap "echo $name >> $F/heard-by-$who" $name
+        done
+        echo $$ > $F/$who
+        while :; do sleep 0.05; done
+    "#;
+    // No `&`: what a shell puts into the background is deaf to INT and QUIT. The shell itself hears
+    // them, too, and would end.
+    let script = "trap : INT TERM HUP QUIT USR1 USR2 WINCH
+        who=child sh -c \"$LISTENS\" | who=sleeper sh -c \"$LISTENS\"";
+    let mut run = scene.start_by_env("--default-signal", script, &[("LISTENS", listens)]);
+    let child = scene.process("child");
+    let sleeper = scene.process("sleeper");
+    let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"];
+    let signals = [
+        Signal::INT,
+        Signal::TERM,
+        Signal::HUP,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::WINCH,
+    ];
+    for (name, signal) in names.into_iter().zip(signals) {
+        run.send(signal);
+        let heard = || {
+            let by = |who| std::fs::read_to_string(scene.folder.path().join(who)).ok();
+            let heard = [by("heard-by-sleeper")?, by("heard-by-child")?];
+            heard.iter().all(|heard| heard.lines().any(|line| line == name)).then_some(())
+        };
+        wait_for(format!("{name} to be heard"), PATIENCE, heard).unwrap();
+    }
+    assert!(is_alive(sleeper) && is_alive(child), "they decide themselves what that means");
+    kill(sleeper, Signal::KILL);
+    kill(child, Signal::KILL);
+    assert_eq!(run.wait().0, 137);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn signal_that_we_were_started_to_ignore_is_ignored_by_the_command_too() {
+    let scene = Scene::new("nohup");
+    let mut run = scene.start_by_env("--ignore-signal=HUP", SLEEPER, &[]);
+    let sleeper = scene.process("sleeper");
+    run.send(Signal::HUP);
+    kill(sleeper, Signal::HUP);
+    run.send(Signal::TERM);
+    assert_eq!(run.wait().0, 143);
+}
+
+#[test]
+fn our_consul_token_is_shown_to_nobody_who_may_not_have_it() {
+    let scene = Scene::new("secret");
+    let said = |flags: &[&str]| {
+        let mut command = scene.command(flags, &["env"]);
+        let output = command.env("CONSUL_HTTP_TOKEN", "s3cret").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Without ACLs any token will do.
+    assert!(!said(&[]).contains("s3cret"));
+    assert!(said(&["--pass-consul-token"]).contains("CONSUL_HTTP_TOKEN=s3cret\n"));
+}
+
+#[test]
+fn a_hold_that_lasts_too_long_is_ended_and_the_next_one_begins() {
+    let scene = Scene::new("max-hold");
+    let mut first = scene.start(&["--max-hold=1s", "--grace=1s"], BROOD);
+    let processes = brood(&scene);
+    let looks = "for one in $F/*; do kill -0 $(cat $one) && echo $one is alive; done; echo mine";
+    let mut second = scene.start(&[], looks);
+    assert_eq!(first.wait().0, 124);
+    let (code, said) = second.wait();
+    assert_eq!(code, 0);
+    assert!(said.contains("mine\n") && !said.contains("alive"), "two at once: {said}");
+    assert!(processes.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
+fn what_a_command_leaves_behind_ends_before_the_release() {
+    let scene = Scene::new("left-behind");
+    let ends = BROOD.replace("while :; do sleep 600; done", "exit 3");
+    let mut run = scene.start(&QUICK, &ends);
+    let processes = brood(&scene);
+    assert_eq!(run.wait().0, 3);
+    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    scene.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_and_a_run_take_turns_and_know_one_another() {
+    let site = Site::new("turns").await;
+    let _replica = site.start().await;
+    let key = site.key("lock").as_str().to_owned();
+    let scene = Scene { key, ..Scene::new("turns") };
+    let mut first = scene.start(&["--name=vm"], SLEEPER);
+    let sleeper = scene.process("sleeper");
+    site.create("lock", json!({})).await;
+    let shown = |status: &ConsulLockStatus| {
+        let holder = status.holder.as_ref();
+        holder.is_some_and(|holder| holder.identity.ends_with("/vm") && !holder.stranger)
+    };
+    assert_eq!(site.wait("lock", "the run", shown).await.phase, Some(Phase::Waiting));
+    kill(sleeper, Signal::TERM);
+    assert_eq!(first.wait().0, 143);
+    let token = site.held("lock").await;
+
+    let mut second = scene.start(&[], "echo $CONSUL_LOCK_TOKEN");
+    site.change("lock", json!({ "paused": true })).await;
+    let (code, said) = second.wait();
+    assert_eq!(code, 0, "{said}");
+    assert!(said.trim().parse::<u64>().unwrap() > token, "tokens only rise: {said}");
+    site.change("lock", json!({ "paused": false })).await;
+    assert!(site.held("lock").await > said.trim().parse().unwrap());
+}
+
+// ---- the lock is lost ----
+
+#[test]
+fn session_that_an_operator_ends_stops_everything_that_came_of_the_command() {
+    let scene = Scene::new("ended");
+    let mut run = scene.start(&QUICK, BROOD);
+    let processes = brood(&scene);
+    scene.end_session();
+    assert_eq!(run.wait().0, 79);
+    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn whoever_lost_the_lock_may_contend_again() {
+    let scene = Scene::new("restart");
+    let flags = [&QUICK[..], &["--restart"]].concat();
+    let mut run = scene.start(&flags, SLEEPER);
+    let first = scene.process("sleeper");
+    std::fs::remove_file(scene.folder.path().join("sleeper")).unwrap();
+    scene.end_session();
+    let second = scene.process("sleeper");
+    assert!(!is_alive(first));
+    run.send(Signal::TERM);
+    assert_eq!(run.wait().0, 143);
+    assert!(!is_alive(second));
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn silence_stops_the_command_before_valid_until_and_the_next_begins_after_it() {
+    let proxy = Proxy::tcp(shared_consul().http()).unwrap();
+    let scene = Scene::through("silence", &proxy.address().to_string());
+    let mut run = scene.start(&QUICK, BROOD);
+    let processes = brood(&scene);
+    let beside = Scene { address: shared_consul().address(), ..Scene::new("silence") };
+    let beside = Scene { key: scene.key.clone(), ..beside };
+    let mut next = beside.start(&QUICK, SLEEPER);
+    proxy.set(Fault::Blackhole);
+    let last = valid_until(processes[0]);
+    assert!(all_gone(&processes) < last, "it went on for too long");
+    assert!(scene.holder().is_some(), "the other cannot have it yet");
+    let successor = beside.process("sleeper");
+    assert!(Clock::boot().now() >= last, "two at once");
+    assert_eq!(run.wait().0, 79);
+    proxy.set(Fault::None);
+    kill(successor, Signal::KILL);
+    assert_eq!(next.wait().0, 137);
+}
+
+// ---- somebody is frozen or killed ----
+
+#[test]
+fn command_of_a_frozen_run_stops_before_valid_until() {
+    let scene = Scene::new("frozen");
+    let mut run = scene.start(&QUICK, BROOD);
+    let processes = brood(&scene);
+    run.send(Signal::STOP);
+    let last = valid_until(processes[0]);
+    assert!(all_gone(&processes) < last, "it went on for too long");
+    run.send(Signal::CONT);
+    assert_eq!(run.wait().0, 79);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn command_of_a_killed_run_stops_and_so_does_the_guard() {
+    let scene = Scene::new("killed");
+    let run = scene.start(&["--ttl=8s", "--grace=1s", "--lock-delay=0s"], BROOD);
+    let mut processes = brood(&scene);
+    processes.push(parent(processes[0]));
+    let file = variable(processes[0], "CONSUL_LOCK_VALID_UNTIL_FILE");
+    let last = valid_until(processes[0]);
+    run.send(Signal::KILL);
+    // By its deadlines alone the guard would kill them within the last second.
+    assert!(all_gone(&processes) + Duration::from_secs(2) < last, "it went on for too long");
+    assert!(!file.parent().unwrap().exists(), "a file is left");
+    let free = || scene.holder().is_none().then_some(());
+    wait_for("the session to expire", PATIENCE, free).unwrap();
+}
+
+#[test]
+fn command_of_a_killed_guard_stops() {
+    let scene = Scene::new("guard-killed");
+    let mut run = scene.start(&QUICK, BROOD);
+    let processes = brood(&scene);
+    kill(parent(processes[0]), Signal::KILL);
+    assert_eq!(run.wait().0, 79);
+    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn command_of_a_frozen_guard_stops_before_valid_until() {
+    let scene = Scene::new("guard-frozen");
+    let mut run = scene.start(&QUICK, BROOD);
+    let processes = brood(&scene);
+    kill(parent(processes[0]), Signal::STOP);
+    let last = valid_until(processes[0]);
+    scene.end_session();
+    let (code, said) = run.wait();
+    // The last renewal may have come after we looked.
+    assert!(Clock::boot().now() < last + Duration::from_secs(3), "it went on for too long");
+    assert_eq!(code, 79, "{said}");
+    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    scene.assert_nothing_left();
+}
+
+// ---- a terminal ----
+
+/// What is printed on a terminal on which these lines are typed.
+fn on_a_terminal(scene: &Scene, script: &str, typed: &str) -> String {
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", script, "/dev/null"]).env("CONSUL_HTTP_ADDR", &scene.address);
+    terminal.env("F", scene.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = terminal.spawn().unwrap();
+    let mut keys = terminal.stdin.take().unwrap();
+    keys.write_all(typed.as_bytes()).unwrap();
+    let ended = wait_for("the terminal's shell to end", PATIENCE, || terminal.try_wait().unwrap());
+    ended.unwrap();
+    let mut shown = String::new();
+    terminal.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    shown
+}
+
+#[test]
+fn command_may_read_from_the_terminal_and_whoever_started_us_may_again_afterwards() {
+    let (scene, program) = (Scene::new("terminal"), env!("CARGO_BIN_EXE_consul-lock"));
+    let script = format!(
+        "{program} run --key {} -- sh -c 'read one; echo first $one'; read two; echo then $two",
+        scene.key
+    );
+    let shown = on_a_terminal(&scene, &script, "hello\nworld\n");
+    assert!(shown.contains("first hello\r\n") && shown.contains("then world\r\n"), "{shown}");
+}
