@@ -47,12 +47,20 @@ pub struct RunSettings {
     pub lock_delay: Duration,
     /// What an unclean end does to the key.
     pub behavior: Behavior,
+    /// Node checks that end the session when they turn critical.
+    pub node_checks: Vec<String>,
+    /// Service checks that do.
+    pub service_checks: Vec<String>,
     /// The user's text in the key.
     pub value: String,
     /// Give up waiting for the lock after this long.
     pub wait: Option<Duration>,
     /// Give up after one attempt.
     pub try_once: bool,
+    /// So often a Consul that does not answer is tried again; `None`: for ever.
+    pub retries: Option<u32>,
+    /// The time between two such tries.
+    pub retry_interval: Duration,
     /// Stop the command and release the lock after this long.
     pub max_hold: Option<Duration>,
     /// Contend again after the lock was lost.
@@ -118,9 +126,9 @@ pub enum RunError {
 }
 
 impl RunSettings {
-    /// What a contender under these settings wants of its keepers. Every one has a session name of
-    /// its own: keepers adopt what they find under theirs.
-    fn wanted(&self) -> Wanted {
+    /// What a contender under these settings, who waits for so long, wants of its keepers. Every one
+    /// has a session name of its own: keepers adopt what they find under theirs.
+    fn wanted(&self, wait: Option<Duration>) -> Wanted {
         let holder = format!("{}/{}", self.host, self.name);
         let unique = rand::random::<u64>();
         Wanted {
@@ -132,11 +140,11 @@ impl RunSettings {
                 ttl: self.ttl,
                 lock_delay: self.lock_delay,
                 behavior: self.behavior,
-                node_checks: Vec::new(),
-                service_checks: Vec::new(),
+                node_checks: self.node_checks.clone(),
+                service_checks: self.service_checks.clone(),
             },
             acquire: AcquireSettings {
-                timeout: self.wait,
+                timeout: wait,
                 try_once: self.try_once,
                 // Ours to see to: the command has to be stopped before.
                 max_hold: None,
@@ -163,18 +171,29 @@ pub async fn run<C: Consul + Clone>(
 ) -> Result<Outcome, RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let metrics = Metrics::new(false);
+    let (mut retries, mut began) = (settings.retries, clock.now());
     loop {
         let jitter = Arc::new(|| rand::random_range(0.0..1.0));
         let metrics = Arc::clone(&metrics);
-        let wanted = settings.wanted();
+        let waited = clock.now().since(began);
+        let wanted = settings.wanted(settings.wait.map(|wait| wait.saturating_sub(waited)));
         let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
         let run = Run { settings, clock: &clock, holder, signals: &mut signals };
-        match run.once().await? {
-            Outcome::Lost if settings.restart => {
+        match run.once().await {
+            Ok(Outcome::Lost) if settings.restart => {
                 tracing::warn!(key = %settings.key, "the lock was lost; contending again");
                 descendants::reap();
+                (retries, began) = (settings.retries, clock.now());
             }
-            outcome => return Ok(outcome),
+            Err(RunError::Unreachable(trouble)) if retries.is_some_and(|left| left > 0) => {
+                tracing::warn!(?trouble, "Consul is out of reach; trying again");
+                retries = retries.map(|left| left - 1);
+                select! {
+                    () = clock.sleep_until(clock.now() + settings.retry_interval) => {}
+                    signal = signals.end() => return Ok(Outcome::Signal(number(signal))),
+                }
+            }
+            ended => return ended,
         }
     }
 }
@@ -211,8 +230,9 @@ impl<C: Consul> Run<'_, C> {
     async fn once(mut self) -> Result<Outcome, RunError> {
         let key = &self.settings.key;
         tracing::info!(%key, "contending");
+        let once = self.settings.try_once || self.settings.retries.is_some();
         let acquired = select! {
-            acquired = self.holder.acquired(self.settings.try_once) => acquired,
+            acquired = self.holder.acquired(once) => acquired,
             signal = self.signals.end() => {
                 self.release().await;
                 return Ok(Outcome::Signal(number(signal)));

@@ -96,6 +96,17 @@ pub(super) struct RawRun {
     #[arg(default_value = "release", value_parser = behavior)]
     behavior: Behavior,
 
+    /// The lock is lost when this check of the session's node turns critical, too (comma list, or
+    /// several times). With --node: an agent's node, whose checks these are
+    #[arg(long, env = "CONSUL_LOCK_CHECK", value_name = "ID", value_delimiter = ',')]
+    #[arg(value_parser = check)]
+    check: Vec<String>,
+
+    /// The same for a check of a service on that node
+    #[arg(long, env = "CONSUL_LOCK_SERVICE_CHECK", value_name = "ID", value_delimiter = ',')]
+    #[arg(value_parser = check)]
+    service_check: Vec<String>,
+
     /// A text for others to read, written into the key
     #[arg(long, env = "CONSUL_LOCK_VALUE", value_name = "TEXT", default_value = "")]
     #[arg(hide_default_value = true, value_parser = value)]
@@ -110,6 +121,16 @@ pub(super) struct RawRun {
     #[arg(num_args = 0..=1, require_equals = true, conflicts_with = "wait")]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
     try_once: bool,
+
+    /// While waiting for the lock, try this often again to reach a Consul that does not answer.
+    /// Default: for ever
+    #[arg(long, env = "CONSUL_LOCK_RETRIES", value_name = "NUMBER")]
+    retries: Option<u32>,
+
+    /// The time between two such tries; 100ms to 1h
+    #[arg(long, env = "CONSUL_LOCK_RETRY_INTERVAL", value_name = "DURATION")]
+    #[arg(default_value = "1s", value_parser = retry_interval)]
+    retry_interval: Duration,
 
     /// Stop the command and release the lock after this long; 1s to 8760h. Default: never
     #[arg(long, env = "CONSUL_LOCK_MAX_HOLD", value_name = "DURATION", value_parser = long)]
@@ -166,9 +187,13 @@ impl RawRun {
             ttl: self.ttl,
             lock_delay: self.lock_delay,
             behavior: self.behavior,
+            node_checks: self.check,
+            service_checks: self.service_check,
             value: self.value,
             wait: self.wait,
             try_once: self.try_once,
+            retries: self.retries,
+            retry_interval: self.retry_interval,
             max_hold: self.max_hold,
             restart: self.restart,
             notice,
@@ -210,6 +235,14 @@ fn name(raw: &str) -> Result<String, String> {
     }
 }
 
+fn check(raw: &str) -> Result<String, String> {
+    if (1..=256).contains(&raw.chars().count()) {
+        Ok(raw.to_owned())
+    } else {
+        Err("a check's ID has 1 to 256 characters".to_owned())
+    }
+}
+
 fn value(raw: &str) -> Result<String, String> {
     match raw.chars().count() {
         0..=VALUE_MAX_CHARS => Ok(raw.to_owned()),
@@ -223,6 +256,10 @@ fn behavior(raw: &str) -> Result<Behavior, String> {
         "delete" => Ok(Behavior::Delete),
         _ => Err("give release or delete".to_owned()),
     }
+}
+
+fn retry_interval(raw: &str) -> Result<Duration, String> {
+    between(raw, Duration::from_millis(100), 3600 * SECOND)
 }
 
 fn ttl(raw: &str) -> Result<Duration, String> {
@@ -242,7 +279,7 @@ fn between(raw: &str, least: Duration, most: Duration) -> Result<Duration, Strin
     if (least..=most).contains(&span) {
         Ok(span)
     } else {
-        Err(format!("give {}s to {}s", least.as_secs(), most.as_secs()))
+        Err(format!("give {least:?} to {most:?}"))
     }
 }
 
@@ -262,7 +299,8 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let flags = "--key=shared/billing --name=billing --node=vms --ttl=30s --lock-delay=1s \
-            --behavior=delete --value=v --wait=5s --max-hold=1h --restart --grace=10s \
+            --behavior=delete --check=a,b --check=c --service-check=d --value=v --wait=5s \
+            --retries=0 --retry-interval=100ms --max-hold=1h --restart --grace=10s \
             --pass-consul-token -- pay --all";
         let settings = run(&flags.split_whitespace().collect::<Vec<_>>()).unwrap().settings;
         assert_eq!(settings.key.as_str(), "shared/billing");
@@ -271,6 +309,9 @@ mod tests {
         assert_eq!((settings.behavior, settings.value.as_str()), (Behavior::Delete, "v"));
         assert_eq!((settings.wait, settings.try_once), (Some(5 * SECOND), false));
         assert_eq!(settings.max_hold, Some(3600 * SECOND));
+        assert_eq!(settings.node_checks, ["a", "b", "c"]);
+        assert_eq!(settings.service_checks, ["d"]);
+        assert_eq!((settings.retries, settings.retry_interval), (Some(0), SECOND / 10));
         assert_eq!((settings.restart, settings.pass_consul_token), (true, true));
         assert_eq!(settings.notice.grace(), 10 * SECOND);
         assert_eq!(settings.command, ["pay", "--all"]);
@@ -295,6 +336,9 @@ mod tests {
             ("--key=k --ttl=15 -- x", "--ttl", "15s, 1m30s or 500ms"),
             ("--key=k --lock-delay=61s -- x", "--lock-delay", "give 0s to 60s"),
             ("--key=k --behavior=keep -- x", "--behavior", "release or delete"),
+            ("--key=k --check=a, -- x", "--check", "1 to 256 characters"),
+            ("--key=k --retries=-1 -- x", "--retries", "invalid digit"),
+            ("--key=k --retry-interval=1ms -- x", "--retry-interval", "give 100ms to 3600s"),
             ("--key=k --wait=0s -- x", "--wait", "give 1s to"),
             ("--key=k --wait=5s --try-once -- x", "--try-once", "cannot be used with"),
             ("--key=k --max-hold=0s -- x", "--max-hold", "give 1s to"),

@@ -160,8 +160,8 @@ impl Run {
         let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
         reaper::forget_process(run.id());
         let mut said = String::new();
-        run.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        run.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        run.stdout.take().map(|mut out| out.read_to_string(&mut said).unwrap());
+        run.stderr.take().map(|mut out| out.read_to_string(&mut said).unwrap());
         (ended.code().unwrap_or(-1), said)
     }
 }
@@ -269,6 +269,56 @@ fn exit_codes_are_as_documented() {
     let mut guarded = Scene::through("codes", &guarded_consul().address()).command(&[], &["true"]);
     let denied = guarded.env("CONSUL_HTTP_TOKEN", "").output().unwrap();
     assert_eq!(denied.status.code(), Some(77), "{denied:?}");
+}
+
+#[test]
+fn consul_that_does_not_answer_is_tried_again_as_often_as_one_likes() {
+    let proxy = Proxy::tcp(shared_consul().http()).unwrap();
+    proxy.set(Fault::Cut);
+    let scene = Scene::through("retries", &proxy.address().to_string());
+    let flags = ["--retries=2", "--retry-interval=100ms", "--log=warn"];
+    let given_up = scene.run(&flags, &["true"]);
+    let said = String::from_utf8(given_up.stderr).unwrap();
+    assert_eq!(given_up.status.code(), Some(69), "{said}");
+    assert_eq!(said.matches("out of reach; trying again").count(), 2, "{said}");
+    let waited = scene.run(&["--wait=1s"], &["true"]);
+    assert_eq!(waited.status.code(), Some(69), "{waited:?}");
+
+    let log = scene.folder.path().join("log");
+    let mut patient = scene.command(&["--retries=100", "--retry-interval=100ms"], &["true"]);
+    let patient = patient.stderr(std::fs::File::create(&log).unwrap());
+    let mut patient = Run { run: reaper::spawn(patient).unwrap() };
+    let again = || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        (said.matches("out of reach; trying again").count() > 2).then_some(())
+    };
+    wait_for("it to try again", PATIENCE, again).unwrap();
+    proxy.set(Fault::None);
+    assert_eq!(patient.wait().0, 0);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn check_that_turns_critical_loses_the_lock() {
+    let scene = Scene::new("check");
+    let (node, check) = (unique("node"), "disk");
+    let flags = [&QUICK[..], &["--node", &node, "--check", check]].concat();
+    let early = scene.run(&flags, &["true"]);
+    let said = String::from_utf8(early.stderr).unwrap();
+    assert_eq!(early.status.code(), Some(2), "{said}");
+    assert!(said.contains("Missing check 'disk' registration"), "{said}");
+    let report = |status: &str| {
+        let check = json!({ "Node": node, "CheckID": check, "Name": check, "Status": status });
+        let body = json!({ "Node": node, "SkipNodeUpdate": true, "Check": check }).to_string();
+        let body = body.as_bytes();
+        assert!(shared_consul().request("PUT", "/v1/catalog/register", body).unwrap().ok());
+    };
+    report("passing");
+    let mut run = scene.start(&flags, SLEEPER);
+    let sleeper = scene.process("sleeper");
+    report("critical");
+    assert_eq!(run.wait().0, 79);
+    assert!(!is_alive(sleeper));
 }
 
 #[test]
