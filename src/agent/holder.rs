@@ -15,6 +15,18 @@ use crate::{
     telemetry::Metrics,
 };
 
+/// Whoever knows until when a lock may be relied on.
+pub(super) trait Hold {
+    /// The tenure, if it may be relied on.
+    fn tenure(&self) -> Option<Tenure>;
+
+    /// Returns when something changed, renewals included. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Broken`]: nothing that was shown may be relied on.
+    fn changed(&mut self) -> impl Future<Output = Result<(), Broken>>;
+}
+
 /// Contends for a lock from the beginning, and holds it once it is its own. Dropped, it releases
 /// nothing: the session ends by its TTL.
 pub(super) struct Holder<C> {
@@ -76,24 +88,6 @@ impl<C: Consul> Holder<C> {
         self.follower.view()
     }
 
-    /// The tenure, if it may be relied on.
-    pub(super) fn tenure(&self) -> Option<Tenure> {
-        let view = self.follower.view();
-        let token = view.token(self.clock.now())?;
-        Some(Tenure { token, session: view.session.id?, valid_until: view.session.valid_until? })
-    }
-
-    /// Returns when something changed, renewals included. Cancel-safe.
-    ///
-    /// # Errors
-    /// [`Broken`] if a keeper has panicked: nothing that it showed may be relied on.
-    pub(super) async fn changed(&mut self) -> Result<(), Broken> {
-        tokio::select! {
-            () = self.follower.changed() => Ok(()),
-            () = self.keepers.panicked() => Err(Broken),
-        }
-    }
-
     /// Waits for the lock. `once`: not for a Consul that does not answer. Cancel-safe.
     ///
     /// # Errors
@@ -134,6 +128,21 @@ impl<C: Consul> Holder<C> {
                 }
                 ended => return ended,
             }
+        }
+    }
+}
+
+impl<C: Consul> Hold for Holder<C> {
+    fn tenure(&self) -> Option<Tenure> {
+        let view = self.follower.view();
+        let token = view.token(self.clock.now())?;
+        Some(Tenure { token, session: view.session.id?, valid_until: view.session.valid_until? })
+    }
+
+    async fn changed(&mut self) -> Result<(), Broken> {
+        tokio::select! {
+            () = self.follower.changed() => Ok(()),
+            () = self.keepers.panicked() => Err(Broken),
         }
     }
 }

@@ -24,6 +24,7 @@ mod run;
 mod signals;
 mod terminal;
 mod valid_until;
+mod work;
 
 pub use guard::guard;
 pub use notice::{Notice, NoticeError};

@@ -1,22 +1,18 @@
-//! `consul-lock run -- CMD`: acquire, start, hold, stop, release.
+//! `consul-lock run -- CMD`: acquire, work, release.
 
 use std::{ffi::OsString, io, sync::Arc, time::Duration};
 
-use rustix::process::{Pid, Signal};
 use tokio::select;
 
 use super::{
-    child::{Child, News},
     descendants,
-    holder::{Broken, Holder, Refused, Tenure},
+    holder::{Holder, Refused},
     notice::Notice,
-    orders::{Ending, Report},
-    signals::Signals,
-    terminal::{self, Terminal},
-    valid_until::{VALID_UNTIL_FILE, ValidUntilFile},
+    signals::{self, Signals},
+    work::{Terms, Work},
 };
 use crate::{
-    clock::{Clock, Instant},
+    clock::Clock,
     consul::{Behavior, Consul},
     keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
     lock::FailReason,
@@ -24,8 +20,6 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// What carries our own right to talk to Consul, and no command's.
-const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
 /// How long a release may take at least, when Consul does not answer.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -190,7 +184,7 @@ pub async fn run<C: Consul + Clone>(
                 retries = retries.map(|left| left - 1);
                 select! {
                     () = clock.sleep_until(clock.now() + settings.retry_interval) => {}
-                    signal = signals.end() => return Ok(Outcome::Signal(number(signal))),
+                    signal = signals.end() => return Ok(Outcome::Signal(signals::number(signal))),
                 }
             }
             ended => return ended,
@@ -206,26 +200,6 @@ struct Run<'a, C> {
     signals: &'a mut Signals,
 }
 
-/// Why the command is being stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    Lost,
-    MaxHold,
-    Broken,
-}
-
-/// A command that runs, and what it was told.
-struct Work {
-    child: Child,
-    terminal: Option<Terminal>,
-    /// The command's process group, once it has started.
-    group: Option<Pid>,
-    file: ValidUntilFile,
-    tenure: Tenure,
-    began: Instant,
-    stop: Option<Stop>,
-}
-
 impl<C: Consul> Run<'_, C> {
     async fn once(mut self) -> Result<Outcome, RunError> {
         let key = &self.settings.key;
@@ -235,13 +209,19 @@ impl<C: Consul> Run<'_, C> {
             acquired = self.holder.acquired(once) => acquired,
             signal = self.signals.end() => {
                 self.release().await;
-                return Ok(Outcome::Signal(number(signal)));
+                return Ok(Outcome::Signal(signals::number(signal)));
             }
         };
         let outcome = match acquired {
             Ok(tenure) => {
                 tracing::info!(%key, token = %tenure.token, session = %tenure.session, "held");
-                self.work(tenure).await
+                let terms =
+                    Terms { notice: self.settings.notice, lock_delay: self.settings.lock_delay };
+                let Run { settings, clock, holder, signals } = &mut self;
+                match Work::start(settings, clock, signals, holder, (terms, tenure)) {
+                    Ok(work) => work.done().await,
+                    Err(error) => Err(error),
+                }
             }
             Err(Refused::Gave(reason)) => Err(RunError::NotFree { key: key.clone(), reason }),
             Err(Refused::Unreachable(trouble)) => Err(RunError::Unreachable(trouble)),
@@ -250,150 +230,6 @@ impl<C: Consul> Run<'_, C> {
         };
         self.release().await;
         outcome
-    }
-
-    /// Runs the command while the lock is held. Nothing is left of it afterwards.
-    async fn work(&mut self, tenure: Tenure) -> Result<Outcome, RunError> {
-        let mut work = self.start(tenure)?;
-        let ending = self.watch(&mut work).await;
-        if let (Some(terminal), Some(group)) = (&work.terminal, work.group)
-            && let Err(error) = terminal.take_back(group)
-        {
-            tracing::warn!(%error, "cannot take the terminal back");
-        }
-        Ok(match (work.stop, ending?) {
-            (Some(Stop::Lost), _) => Outcome::Lost,
-            (Some(Stop::MaxHold), _) => Outcome::MaxHold,
-            (Some(Stop::Broken), _) => return Err(RunError::Broken),
-            (None, Ending::Code(code)) => Outcome::Code(code),
-            (None, Ending::Signal(signal)) => Outcome::Signal(signal),
-        })
-    }
-
-    fn start(&self, tenure: Tenure) -> Result<Work, RunError> {
-        let file = ValidUntilFile::new(tenure.valid_until).map_err(RunError::Guard)?;
-        let shown = [
-            ("CONSUL_LOCK_HELD", "true".to_owned()),
-            ("CONSUL_LOCK_KEY", self.settings.key.to_string()),
-            ("CONSUL_LOCK_SESSION", tenure.session.to_string()),
-            ("CONSUL_LOCK_TOKEN", tenure.token.to_string()),
-            (VALID_UNTIL_FILE, file.path().display().to_string()),
-        ];
-        let hidden = if self.settings.pass_consul_token { &[][..] } else { &SECRETS };
-        let notice = self.settings.notice;
-        let deadlines = notice.deadlines(tenure.valid_until);
-        let child = Child::start(&self.settings.command, hidden, &shown, deadlines, notice);
-        Ok(Work {
-            child: child.map_err(RunError::Guard)?,
-            terminal: Terminal::of_ours(),
-            group: None,
-            file,
-            tenure,
-            began: self.clock.now(),
-            stop: None,
-        })
-    }
-
-    async fn watch(&mut self, work: &mut Work) -> Result<Ending, RunError> {
-        loop {
-            let clock = self.clock.clone();
-            select! {
-                biased;
-                news = work.child.news() => if let Some(ended) = self.heard(work, news).await {
-                    return ended;
-                },
-                () = clock.sleep_until(self.guard_is_stuck(work)) => {
-                    tracing::error!("the guard does not act; ending the command without it");
-                    work.stop.get_or_insert(Stop::Lost);
-                    work.child.end_without_guard(self.clock).await;
-                    return Ok(Ending::Signal(number(Signal::KILL)));
-                }
-                () = clock.sleep_until(self.deadline(work)), if work.stop.is_none() => {
-                    self.time_is_up(work);
-                }
-                changed = self.holder.changed() => match changed {
-                    Ok(()) => self.look(work),
-                    Err(Broken) => self.stop(work, Stop::Broken),
-                },
-                signal = self.signals.next() => work.pass_on(signal),
-            }
-        }
-    }
-
-    /// What the guard said; the command's end, if that was it.
-    async fn heard(&self, work: &mut Work, news: News) -> Option<Result<Ending, RunError>> {
-        match news {
-            News::Reported(Report::Started(group)) => {
-                tracing::info!(pid = group.as_raw_nonzero(), "the command runs");
-                work.group = Some(group);
-                work.borrow_terminal();
-                None
-            }
-            News::Reported(Report::Stopped) => {
-                if work.terminal.is_some() {
-                    terminal::stop_ourselves();
-                }
-                None
-            }
-            News::Reported(Report::Ended(ending)) => Some(Ok(ending)),
-            News::Reported(Report::NotStarted(errno)) => {
-                let command = self.settings.command.first().cloned().unwrap_or_default();
-                let source = io::Error::from_raw_os_error(errno);
-                Some(Err(RunError::Start { command, source }))
-            }
-            News::Unguarded => {
-                tracing::error!("the guard ended; ending the command");
-                work.child.end_without_guard(self.clock).await;
-                work.stop.get_or_insert(Stop::Lost);
-                Some(Ok(Ending::Signal(number(Signal::KILL))))
-            }
-        }
-    }
-
-    /// When something has to be done though nobody says anything.
-    fn deadline(&self, work: &Work) -> Instant {
-        let term = self.settings.notice.deadlines(work.tenure.valid_until).term;
-        let max_hold = self.settings.max_hold.map(|longest| work.began + longest);
-        max_hold.map_or(term, |end| end.min(term))
-    }
-
-    /// By then it should have said that nothing is left.
-    fn guard_is_stuck(&self, work: &Work) -> Instant {
-        self.settings.notice.overdue(work.tenure.valid_until)
-    }
-
-    fn time_is_up(&self, work: &mut Work) {
-        let term = self.settings.notice.deadlines(work.tenure.valid_until).term;
-        let reason = if self.clock.now() >= term { Stop::Lost } else { Stop::MaxHold };
-        self.stop(work, reason);
-    }
-
-    /// Something about the lock changed: renewed, or lost.
-    fn look(&self, work: &mut Work) {
-        if work.stop.is_some() {
-            return;
-        }
-        match self.holder.tenure() {
-            Some(tenure) if tenure.token == work.tenure.token => {
-                if tenure.valid_until != work.tenure.valid_until {
-                    work.renewed(tenure, self.settings.notice);
-                }
-            }
-            _ => self.stop(work, Stop::Lost),
-        }
-    }
-
-    fn stop(&self, work: &mut Work, reason: Stop) {
-        let (key, token) = (&self.settings.key, work.tenure.token);
-        tracing::warn!(%key, %token, ?reason, "stopping the command");
-        work.stop = Some(reason);
-        let now = self.clock.now();
-        let mut kill = self.settings.notice.kill(now, work.tenure.valid_until);
-        if reason == Stop::Lost {
-            // Consul may have ended the session: the lock-delay is all that keeps others away.
-            kill = kill.min(now + self.settings.lock_delay);
-        }
-        work.child.stop(kill);
     }
 
     /// Releases, then destroys, in as much time as Consul needs to end the session by itself; a
@@ -413,33 +249,4 @@ impl<C: Consul> Run<'_, C> {
             tracing::warn!(%key, "not released: the session ends by its TTL, the lock-delay follows");
         }
     }
-}
-
-impl Work {
-    fn renewed(&mut self, tenure: Tenure, notice: Notice) {
-        self.child.hold(notice.deadlines(tenure.valid_until));
-        if let Err(error) = self.file.set(tenure.valid_until) {
-            tracing::warn!(%error, "cannot tell the command of the renewal");
-        }
-        self.tenure = tenure;
-    }
-
-    fn pass_on(&self, signal: Signal) {
-        if signal == Signal::CONT {
-            self.borrow_terminal();
-        }
-        self.child.signal(signal.as_raw());
-    }
-
-    fn borrow_terminal(&self) {
-        if let (Some(terminal), Some(group)) = (&self.terminal, self.group) {
-            terminal.lend(group);
-            // It may have been stopped for reading before it was allowed to.
-            self.child.signal(Signal::CONT.as_raw());
-        }
-    }
-}
-
-fn number(signal: Signal) -> u8 {
-    u8::try_from(signal.as_raw()).unwrap_or(u8::MAX)
 }

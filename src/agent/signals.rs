@@ -54,6 +54,11 @@ impl Signals {
     }
 }
 
+/// Its number, as in an exit code.
+pub(super) fn number(signal: Signal) -> u8 {
+    u8::try_from(signal.as_raw()).unwrap_or(u8::MAX)
+}
+
 /// The signals that this process ignores, as bits; none if the kernel does not tell.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
