@@ -125,10 +125,10 @@ fn main() -> ExitCode {
 /// command.
 fn run_error_code(error: &RunError) -> u8 {
     match error {
-        RunError::Unreachable(_) => 69,
+        RunError::Unreachable(_) | RunError::Silent => 69,
         RunError::NotFree { .. } => 75,
         RunError::Refused(trouble) if trouble.class == Class::Denied => 77,
-        RunError::Refused(_) => 2,
+        RunError::Refused(_) | RunError::Notice(_) => 2,
         RunError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
         RunError::Start { .. } => 126,
         RunError::Guard(_) | RunError::Signals(_) => 3,

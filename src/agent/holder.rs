@@ -49,10 +49,8 @@ pub(super) struct Tenure {
 pub(super) enum Refused {
     /// It was not free.
     Gave(FailReason),
-    /// Consul did not answer, or not as it should.
-    Unreachable(Trouble),
-    /// Consul does not allow it, or takes the request for nonsense. It would do so again.
-    Hopeless(Trouble),
+    /// Consul did not answer, or will not do it.
+    Trouble(Trouble),
     Broken,
 }
 
@@ -100,18 +98,17 @@ impl<C: Consul> Holder<C> {
             }
             let view = self.view();
             if let LockView::Failed { reason } = view.lock {
-                return Err(trouble.map_or(Refused::Gave(reason), Refused::Unreachable));
+                return Err(trouble.map_or(Refused::Gave(reason), Refused::Trouble));
             }
             trouble = view.trouble;
-            match trouble.as_ref().map(|trouble| trouble.class) {
-                Some(Class::Denied | Class::Invalid) => {
-                    return Err(Refused::Hopeless(trouble.expect("it has a class")));
-                }
-                Some(_) if once => {
-                    return Err(Refused::Unreachable(trouble.expect("it has a class")));
-                }
-                _ => self.changed().await?,
+            // What is denied or nonsense would be so again.
+            let is_final = |trouble: &&Trouble| {
+                once || matches!(trouble.class, Class::Denied | Class::Invalid)
+            };
+            if let Some(trouble) = trouble.as_ref().filter(is_final) {
+                return Err(Refused::Trouble(trouble.clone()));
             }
+            self.changed().await?;
         }
     }
 

@@ -18,6 +18,7 @@ mod child;
 mod descendants;
 mod guard;
 mod holder;
+mod nested;
 mod notice;
 mod orders;
 mod run;
@@ -27,5 +28,6 @@ mod valid_until;
 mod work;
 
 pub use guard::guard;
+pub use nested::Outer;
 pub use notice::{Notice, NoticeError};
 pub use run::{Outcome, RunError, RunSettings, run};

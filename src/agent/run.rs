@@ -6,14 +6,15 @@ use tokio::select;
 
 use super::{
     descendants,
-    holder::{Holder, Refused},
-    notice::Notice,
+    holder::{Hold as _, Holder, Refused},
+    nested::Outer,
+    notice::{Notice, NoticeError},
     signals::{self, Signals},
     work::{Terms, Work},
 };
 use crate::{
     clock::Clock,
-    consul::{Behavior, Consul},
+    consul::{Behavior, Class, Consul},
     keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
     lock::FailReason,
     names::{Key, NodeName, SessionName},
@@ -57,6 +58,8 @@ pub struct RunSettings {
     pub retry_interval: Duration,
     /// Stop the command and release the lock after this long.
     pub max_hold: Option<Duration>,
+    /// The tenure of the same key that this runs under, to take part in.
+    pub outer: Option<Outer>,
     /// Contend again after the lock was lost.
     pub restart: bool,
     /// SIGTERM, SIGKILL and *valid until*.
@@ -94,6 +97,12 @@ pub enum RunError {
         /// Of two ways to give up, which.
         reason: FailReason,
     },
+    /// Consul did not answer.
+    #[error("Consul is out of reach: no answer")]
+    Silent,
+    /// A command could not be stopped in time under the terms of the tenure that this runs under.
+    #[error("under the lock that this runs under: {0}")]
+    Notice(#[from] NoticeError),
     /// Consul did not answer, or not as it should.
     #[error("Consul is out of reach: {}: {}", .0.operation.as_str(), .0.message)]
     Unreachable(Trouble),
@@ -117,6 +126,18 @@ pub enum RunError {
     /// A keeper panicked.
     #[error("a keeper of the lock failed; this is a fault in consul-lock")]
     Broken,
+}
+
+impl RunError {
+    /// What a call means that came to nothing.
+    pub(super) fn of(trouble: Trouble) -> RunError {
+        match trouble.class {
+            Class::Denied | Class::Invalid => RunError::Refused(trouble),
+            Class::Transient | Class::UnknownOutcome | Class::Lost => {
+                RunError::Unreachable(trouble)
+            }
+        }
+    }
 }
 
 impl RunSettings {
@@ -164,6 +185,13 @@ pub async fn run<C: Consul + Clone>(
     settings: &RunSettings,
 ) -> Result<Outcome, RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    if let Some(outer) = &settings.outer
+        && let Some((mut nested, terms)) = outer.join(&consul, &clock, settings).await?
+        && let Some(tenure) = nested.tenure()
+    {
+        let work = Work::start(settings, &clock, &mut signals, &mut nested, (terms, tenure))?;
+        return work.done().await;
+    }
     let metrics = Metrics::new(false);
     let (mut retries, mut began) = (settings.retries, clock.now());
     loop {
@@ -224,8 +252,7 @@ impl<C: Consul> Run<'_, C> {
                 }
             }
             Err(Refused::Gave(reason)) => Err(RunError::NotFree { key: key.clone(), reason }),
-            Err(Refused::Unreachable(trouble)) => Err(RunError::Unreachable(trouble)),
-            Err(Refused::Hopeless(trouble)) => Err(RunError::Refused(trouble)),
+            Err(Refused::Trouble(trouble)) => Err(RunError::of(trouble)),
             Err(Refused::Broken) => Err(RunError::Broken),
         };
         self.release().await;

@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::clock::Instant;
@@ -52,6 +53,14 @@ impl Drop for ValidUntilFile {
     }
 }
 
+/// What the file says; `None` if it is gone, or none of ours.
+pub(super) fn read(file: &Path) -> Option<Instant> {
+    let said = fs::read_to_string(file).ok()?;
+    let (seconds, nanos) = said.trim_end().split_once('.')?;
+    let nanos = Some(nanos).filter(|nanos| nanos.len() == 9)?.parse().ok()?;
+    Some(Instant::from_boot(Duration::new(seconds.parse().ok()?, nanos)))
+}
+
 /// Removes the file, and its folder, which holds nothing else.
 pub(super) fn remove(file: &Path) {
     if let Some(folder) = file.parent() {
@@ -64,7 +73,7 @@ pub(super) fn remove(file: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt as _, time::Duration};
+    use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
 
@@ -77,7 +86,9 @@ mod tests {
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
         file.set(at(16_500_000_000)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "16.500000000\n");
+        assert_eq!(read(&path), Some(at(16_500_000_000)));
         drop(file);
         assert!(!path.parent().unwrap().exists());
+        assert_eq!(read(&path), None);
     }
 }

@@ -10,10 +10,10 @@ use clap::{ArgMatches, Args};
 
 use super::{CliError, boolean, consul::ConsulFlags, duration, log_format};
 use crate::{
-    agent::{Notice, NoticeError, RunSettings},
+    agent::{Notice, NoticeError, Outer, RunSettings},
     api::VALUE_MAX_CHARS,
     consul::{Behavior, http::HttpConfig},
-    names::{Key, NodeName},
+    names::{Key, NodeName, SessionId},
     telemetry::logs::{Filter, Format},
 };
 
@@ -57,7 +57,7 @@ pub enum RunConfigError {
     /// This process has the lock already.
     #[error(
         "--key {0}: this already runs under a lock on {0} (CONSUL_LOCK_HELD, CONSUL_LOCK_KEY) and \
-         would wait for itself"
+         would wait for itself; give --re-entrant to take part in that tenure"
     )]
     Nested(Key),
 }
@@ -136,6 +136,12 @@ pub(super) struct RawRun {
     #[arg(long, env = "CONSUL_LOCK_MAX_HOLD", value_name = "DURATION", value_parser = long)]
     max_hold: Option<Duration>,
 
+    /// Under a run of the same key: take part in its tenure, and release nothing
+    #[arg(long, env = "CONSUL_LOCK_RE_ENTRANT", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
+    re_entrant: bool,
+
     /// When the lock was lost and the command stopped, contend again
     #[arg(long, env = "CONSUL_LOCK_RESTART", value_name = "BOOL")]
     #[arg(num_args = 0..=1, require_equals = true)]
@@ -175,7 +181,8 @@ pub(super) struct RawRun {
 impl RawRun {
     pub(super) fn validate(self, matches: &ArgMatches) -> Result<RunConfig, CliError> {
         let notice = Notice::new(self.ttl, self.grace).map_err(RunConfigError::from)?;
-        if runs_under(&self.key) {
+        let is_nested = runs_under(&self.key);
+        if is_nested && !self.re_entrant {
             return Err(RunConfigError::Nested(self.key).into());
         }
         let program = self.command.first().map(OsString::as_os_str).unwrap_or_default();
@@ -195,6 +202,7 @@ impl RawRun {
             retries: self.retries,
             retry_interval: self.retry_interval,
             max_hold: self.max_hold,
+            outer: if is_nested { outer() } else { None },
             restart: self.restart,
             notice,
             pass_consul_token: self.pass_consul_token,
@@ -208,6 +216,16 @@ impl RawRun {
 fn runs_under(key: &Key) -> bool {
     let is = |name, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
     is("CONSUL_LOCK_HELD", "true") && is("CONSUL_LOCK_KEY", key.as_str())
+}
+
+/// The tenure that this runs under; `None` if its variables are not those of a run.
+fn outer() -> Option<Outer> {
+    let variable = |name| std::env::var(name).ok();
+    Some(Outer {
+        session: SessionId::new(variable("CONSUL_LOCK_SESSION")?),
+        token: variable("CONSUL_LOCK_TOKEN")?.parse().ok()?,
+        valid_until_file: variable("CONSUL_LOCK_VALID_UNTIL_FILE")?.into(),
+    })
 }
 
 /// This machine's name. One that is not told is not needed either: session names are unique.

@@ -63,6 +63,7 @@ impl Scene {
         run.env("CONSUL_LOCK_NAME", self.name());
         run.arg("run").args(["--key", &self.key]).args(flags).arg("--").args(command);
         run.env("CONSUL_HTTP_ADDR", &self.address).env("F", self.folder.path());
+        run.env("B", env!("CARGO_BIN_EXE_consul-lock"));
         run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         run
     }
@@ -483,6 +484,66 @@ async fn a_claim_and_a_run_take_turns_and_know_one_another() {
     assert!(said.trim().parse::<u64>().unwrap() > token, "tokens only rise: {said}");
     site.change("lock", json!({ "paused": false })).await;
     assert!(site.held("lock").await > said.trim().parse().unwrap());
+}
+
+// ---- one run inside another ----
+
+/// A run of the same key, as a command of an outer one.
+const INNER: &str = "$B run --key $CONSUL_LOCK_KEY --re-entrant --grace=1s -- sh -c";
+
+#[test]
+fn a_run_inside_another_takes_part_in_its_tenure_and_releases_nothing() {
+    let scene = Scene::new("nested");
+    let told = "echo $CONSUL_LOCK_TOKEN $CONSUL_LOCK_SESSION";
+    let script = format!("{told}; {INNER} '{told}; exit 5'; echo $?; touch $F/after; read wait");
+    let mut outer = scene.command(&[], &["sh", "-c", &script]);
+    let mut outer = outer.stdin(Stdio::piped()).spawn().unwrap();
+    let after = || scene.folder.path().join("after").exists().then_some(());
+    wait_for("the inner run to end", PATIENCE, after).unwrap();
+    let session = scene.holder().expect("the outer run holds it still");
+    assert_eq!(sessions(scene.name()).len(), 1, "of two runs");
+    outer.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let said = String::from_utf8(outer.wait_with_output().unwrap().stdout).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[0] == lines[1] && lines[0].ends_with(&session), "{said}");
+    assert_eq!(lines[2], "5");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn whoever_runs_under_a_tenure_that_is_over_contends_like_anybody() {
+    let scene = Scene::new("nested-late");
+    let first = scene.run(&[], &["env"]);
+    let first = String::from_utf8(first.stdout).unwrap();
+    let mut second = scene.command(&["--re-entrant"], &["sh", "-c", "echo $CONSUL_LOCK_TOKEN"]);
+    let inherited = first.lines().filter(|line| line.starts_with("CONSUL_LOCK_"));
+    second.envs(inherited.filter_map(|line| line.split_once('=')));
+    let second = String::from_utf8(second.output().unwrap().stdout).unwrap();
+    let token = |line: &str| line.trim().parse::<u64>().unwrap();
+    let of_first = first.lines().find_map(|line| line.strip_prefix("CONSUL_LOCK_TOKEN=")).unwrap();
+    assert!(token(&second) > token(of_first), "{second} after {of_first}");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn command_of_an_inner_run_stops_before_valid_until_when_the_outer_one_is_frozen() {
+    let scene = Scene::new("nested-frozen");
+    let script = format!("{INNER} 'echo $$ > $F/sleeper; exec sleep 600'; exit $?");
+    let mut outer = scene.start(&QUICK, &script);
+    let sleeper = scene.process("sleeper");
+    // The guard of the outer run would end them all; without it the inner one has to.
+    let inner = parent(parent(sleeper));
+    let outer_guard = parent(parent(inner));
+    assert_eq!(parent(outer_guard), outer.pid());
+    kill(outer_guard, Signal::STOP);
+    outer.send(Signal::STOP);
+    let last = valid_until(sleeper);
+    assert!(all_gone(&[sleeper]) < last, "it went on for too long");
+    outer.send(Signal::CONT);
+    kill(outer_guard, Signal::CONT);
+    assert_eq!(outer.wait().0, 79);
+    scene.assert_nothing_left();
 }
 
 // ---- the lock is lost ----
