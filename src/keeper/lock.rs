@@ -30,7 +30,7 @@ use crate::{
 mod calls;
 
 use calls::{
-    Answer, acquire, holders_session, pending_or, read, transact, value_of, written_index,
+    Answer, Holder, acquire, holders_session, pending_or, read, transact, value_of, written_index,
 };
 
 /// How many ended tenures are remembered.
@@ -69,7 +69,9 @@ pub(super) struct LockKeeper<C> {
     ended: Arc<Vec<EndedTenure>>,
     backoff: Backoff,
     call: Option<BoxFuture<'static, Answer>>,
-    holder_call: Option<BoxFuture<'static, Option<SessionInfo>>>,
+    holder_call: Option<BoxFuture<'static, Holder>>,
+    /// Who the first holder is was asked, with or without an answer.
+    asked: bool,
     record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
 }
 
@@ -154,6 +156,7 @@ impl<C: Consul> LockKeeper<C> {
             backoff: Backoff::default(),
             call: None,
             holder_call: None,
+            asked: false,
             record_call: None,
         };
         keeper.value = keeper.render_value();
@@ -278,9 +281,17 @@ impl<C: Consul> LockKeeper<C> {
                 self.recorded = Some(record);
                 None
             }
-            info = pending_or(&mut self.holder_call) => {
-                self.holder_call = None;
-                self.learn_holder(info);
+            holder = pending_or(&mut self.holder_call) => {
+                self.asked = true;
+                self.holder_call = match holder {
+                    Holder::Known(info) => {
+                        self.learn_holder(info);
+                        None
+                    }
+                    Holder::Unknown(session) => {
+                        Some(holders_session(Arc::clone(&self.shared), session, true).boxed())
+                    }
+                };
                 None
             }
         }
@@ -300,7 +311,7 @@ impl<C: Consul> LockKeeper<C> {
         match self.state() {
             State::Adopting(_) => LockView::Starting,
             State::Waiting(_) | State::Acquiring(_) | State::Unclear(_)
-                if self.machine.seen().is_none() =>
+                if self.machine.seen().is_none() || self.is_first_asked_for() =>
             {
                 LockView::Starting
             }
@@ -323,8 +334,14 @@ impl<C: Consul> LockKeeper<C> {
         }
     }
 
+    /// Nobody is shown the first holder before its name, so that whoever goes on with what others
+    /// have shown need not take the name back.
+    fn is_first_asked_for(&self) -> bool {
+        !self.asked && self.holder_call.is_some()
+    }
+
     pub(super) fn key_seen(&self) -> Option<KeySeen> {
-        let seen = self.machine.seen()?;
+        let seen = self.machine.seen().filter(|_| !self.is_first_asked_for())?;
         Some(match &seen.key {
             KeyState::Missing | KeyState::Free => KeySeen::Free,
             KeyState::Conflict => {
@@ -380,7 +397,8 @@ impl<C: Consul> LockKeeper<C> {
             node: None,
             value: pair.value.clone(),
         });
-        self.holder_call = Some(holders_session(Arc::clone(&self.shared), session).boxed());
+        self.holder_call =
+            Some(holders_session(Arc::clone(&self.shared), session, self.asked).boxed());
     }
 
     fn learn_holder(&mut self, info: Option<SessionInfo>) {

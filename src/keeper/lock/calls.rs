@@ -97,18 +97,29 @@ async fn session_lives<C: Consul>(shared: &Shared<C>, session: &SessionId) -> bo
     true
 }
 
-/// The session of another holder, asked for until there is an answer; `None` if it is gone, or not
-/// ours to read.
+/// What is heard of another holder's session.
+pub(super) enum Holder {
+    /// The session; `None` if it is gone, or not ours to read.
+    Known(Option<SessionInfo>),
+    /// Consul did not tell.
+    Unknown(SessionId),
+}
+
+/// The session of another holder. `patient`: asked for until there is an answer.
 pub(super) async fn holders_session<C: Consul>(
     shared: Arc<Shared<C>>,
     session: SessionId,
-) -> Option<SessionInfo> {
+    patient: bool,
+) -> Holder {
     let mut backoff = Backoff::default();
     loop {
         let read = shared.consul.session(&session, Consistency::Default);
         match shared.attempt(Operation::ReadSession, LOCK, read).await {
-            Ok(info) => return info,
-            Err(error) if matches!(error.class, Class::Denied | Class::Invalid) => return None,
+            Ok(info) => return Holder::Known(info),
+            Err(error) if matches!(error.class, Class::Denied | Class::Invalid) => {
+                return Holder::Known(None);
+            }
+            Err(_) if !patient => return Holder::Unknown(session),
             Err(error) => {
                 let pause = backoff.pause(error.class, shared.jitter());
                 shared.clock.sleep_until(shared.clock.now() + pause).await;

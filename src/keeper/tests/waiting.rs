@@ -84,6 +84,31 @@ async fn lock_delay_of_our_own_lost_session_is_not_mistaken_for_an_earlier_holde
 }
 
 #[tokio::test(start_paused = true)]
+async fn first_holder_is_not_shown_before_its_name_unless_consul_does_not_tell() {
+    for (fate, seen_after) in [
+        (Fate::Slow(S), Some("Consul API Lock")),
+        (Fate::LoseReply, None),
+        (Fate::Refuse(Class::Transient), None),
+        (Fate::Refuse(Class::Denied), None),
+    ] {
+        let lab = Lab::new();
+        let stranger = lab.stranger(S).await;
+        assert!(lab.acquire(&stranger).await);
+        let one = lab.contender("one");
+        one.line.every(Operation::ReadSession, fate);
+        one.set();
+        let first = async || {
+            lab.until(S * 10, "the stranger", || one.view().key.is_some()).await;
+            one.view()
+        };
+        let view = first().await;
+        assert_eq!(view.lock, LockView::Waiting, "{fate:?}");
+        let Some(KeySeen::Held(holder)) = view.key else { panic!("{fate:?}") };
+        assert_eq!(holder.session_name.as_deref(), seen_after, "{fate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn holder_whose_session_could_not_be_read_at_first_is_named_later() {
     let lab = Lab::new();
     let stranger = lab.stranger(S).await;
