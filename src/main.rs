@@ -128,7 +128,11 @@ fn run_error_code(error: &RunError) -> u8 {
         RunError::Unreachable(_) | RunError::Silent => 69,
         RunError::NotFree { .. } => 75,
         RunError::Refused(trouble) if trouble.class == Class::Denied => 77,
-        RunError::Refused(_) | RunError::Notice(_) => 2,
+        RunError::Refused(_)
+        | RunError::Terms(_)
+        | RunError::NoTtl(_)
+        | RunError::NoSession(_)
+        | RunError::Holds { .. } => 2,
         RunError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
         RunError::Start { .. } => 126,
         RunError::Guard(_) | RunError::Signals(_) => 3,

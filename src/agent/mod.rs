@@ -24,6 +24,7 @@ mod orders;
 mod run;
 mod signals;
 mod terminal;
+mod terms;
 mod valid_until;
 mod work;
 

@@ -8,20 +8,16 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     holder::{Broken, Hold, Tenure},
-    notice::Notice,
     run::{RunError, RunSettings},
+    terms::{self, Terms},
     valid_until,
-    work::Terms,
 };
 use crate::{
     clock::Clock,
-    consul::{Consistency, Consul, ConsulError},
-    keeper::Trouble,
+    consul::Consul,
     names::{FencingToken, SessionId},
 };
 
-/// How long Consul may take over each of two questions.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the file is read. A renewal that is heard of late costs nothing but time.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -51,19 +47,15 @@ impl Outer {
         clock: &Clock,
         settings: &RunSettings,
     ) -> Result<Option<(Nested, Terms)>, RunError> {
-        let key = consul.get(&settings.key, Consistency::Consistent);
-        let key = clock.timeout(PATIENCE, key).await.map_err(|_| RunError::Silent)?;
-        let holder = key.map_err(refused)?.pair.and_then(|pair| pair.session);
+        let holder = terms::key(consul, clock, &settings.key).await?.and_then(|pair| pair.session);
         if holder.as_ref() != Some(&self.session) {
             return Ok(None);
         }
-        let session = consul.session(&self.session, Consistency::Consistent);
-        let session = clock.timeout(PATIENCE, session).await.map_err(|_| RunError::Silent)?;
-        let Some(session) = session.map_err(refused)? else { return Ok(None) };
-        let Some(ttl) = session.ttl else { return Ok(None) };
-        let notice = Notice::new(ttl, settings.notice.grace())?;
-        let nested = Nested { outer: self.clone(), clock: clock.clone() };
-        Ok(Some((nested, Terms { notice, lock_delay: session.lock_delay })))
+        let Some(session) = terms::session(consul, clock, &self.session).await? else {
+            return Ok(None);
+        };
+        let terms = Terms::of(&session, settings.notice.grace())?;
+        Ok(Some((Nested { outer: self.clone(), clock: clock.clone() }, terms)))
     }
 }
 
@@ -81,8 +73,4 @@ impl Hold for Nested {
         self.clock.sleep_until(self.clock.now() + AGAIN).await;
         Ok(())
     }
-}
-
-fn refused(error: ConsulError) -> RunError {
-    RunError::of(Trouble::from(error))
 }

@@ -10,14 +10,15 @@ use super::{
     nested::Outer,
     notice::{Notice, NoticeError},
     signals::{self, Signals},
-    work::{Terms, Work},
+    terms::{self, Terms},
+    work::Work,
 };
 use crate::{
     clock::Clock,
-    consul::{Behavior, Class, Consul},
+    consul::{Behavior, Class, Consul, SessionInfo},
     keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
     lock::FailReason,
-    names::{Key, NodeName, SessionName},
+    names::{Key, NodeName, SessionId, SessionName},
     telemetry::Metrics,
 };
 
@@ -58,6 +59,9 @@ pub struct RunSettings {
     pub retry_interval: Duration,
     /// Stop the command and release the lock after this long.
     pub max_hold: Option<Duration>,
+    /// Use this session, and leave it as it is; its name, node, TTL, lock-delay, behaviour and checks
+    /// count.
+    pub session: Option<SessionId>,
     /// The tenure of the same key that this runs under, to take part in.
     pub outer: Option<Outer>,
     /// Contend again after the lock was lost.
@@ -100,9 +104,25 @@ pub enum RunError {
     /// Consul did not answer.
     #[error("Consul is out of reach: no answer")]
     Silent,
-    /// A command could not be stopped in time under the terms of the tenure that this runs under.
-    #[error("under the lock that this runs under: {0}")]
-    Notice(#[from] NoticeError),
+    /// A command could not be stopped in time under a session that is there already.
+    #[error("the session has a TTL of its own: {0}")]
+    Terms(#[source] NoticeError),
+    /// A session that is there already would never end by itself.
+    #[error(
+        "session {0} has no TTL, so nobody would hear of its holder's end; make one with a TTL"
+    )]
+    NoTtl(SessionId),
+    /// There is no such session.
+    #[error("there is no session {0}")]
+    NoSession(SessionId),
+    /// A session that is there already holds the key already.
+    #[error("{key} is held by session {session} already, and so by whoever else uses it")]
+    Holds {
+        /// The key.
+        key: Key,
+        /// The session.
+        session: SessionId,
+    },
     /// Consul did not answer, or not as it should.
     #[error("Consul is out of reach: {}: {}", .0.operation.as_str(), .0.message)]
     Unreachable(Trouble),
@@ -143,20 +163,22 @@ impl RunError {
 impl RunSettings {
     /// What a contender under these settings, who waits for so long, wants of its keepers. Every one
     /// has a session name of its own: keepers adopt what they find under theirs.
-    fn wanted(&self, wait: Option<Duration>) -> Wanted {
+    fn wanted(&self, wait: Option<Duration>, lent: Option<&SessionInfo>) -> Wanted {
         let holder = format!("{}/{}", self.host, self.name);
         let unique = rand::random::<u64>();
+        let name = SessionName::new(format!("consul-lock/{holder}/{unique:016x}"));
         Wanted {
             key: self.key.clone(),
             prefix: self.key.as_str().into(),
             session: SessionSettings {
-                name: SessionName::new(format!("consul-lock/{holder}/{unique:016x}")),
-                node: self.node.clone(),
-                ttl: self.ttl,
-                lock_delay: self.lock_delay,
+                name: lent.map_or(name, |lent| lent.name.clone()),
+                node: lent.map_or(&self.node, |lent| &lent.node).clone(),
+                ttl: lent.and_then(|lent| lent.ttl).unwrap_or(self.ttl),
+                lock_delay: lent.map_or(self.lock_delay, |lent| lent.lock_delay),
                 behavior: self.behavior,
                 node_checks: self.node_checks.clone(),
                 service_checks: self.service_checks.clone(),
+                lent: lent.map(|lent| lent.id.clone()),
             },
             acquire: AcquireSettings {
                 timeout: wait,
@@ -169,6 +191,23 @@ impl RunSettings {
             record: None,
             attempt: 1,
         }
+    }
+}
+
+impl RunSettings {
+    /// The session that we are to use.
+    async fn lent<C: Consul>(
+        &self,
+        consul: &C,
+        clock: &Clock,
+        id: &SessionId,
+    ) -> Result<SessionInfo, RunError> {
+        let session = terms::session(consul, clock, id).await?;
+        let holder = terms::key(consul, clock, &self.key).await?.and_then(|pair| pair.session);
+        if holder.as_ref() == Some(id) {
+            return Err(RunError::Holds { key: self.key.clone(), session: id.clone() });
+        }
+        session.ok_or_else(|| RunError::NoSession(id.clone()))
     }
 }
 
@@ -192,15 +231,24 @@ pub async fn run<C: Consul + Clone>(
         let work = Work::start(settings, &clock, &mut signals, &mut nested, (terms, tenure))?;
         return work.done().await;
     }
+    let lent = match &settings.session {
+        Some(session) => Some(settings.lent(&consul, &clock, session).await?),
+        None => None,
+    };
+    let terms = match &lent {
+        Some(lent) => Terms::of(lent, settings.notice.grace())?,
+        None => Terms { notice: settings.notice, lock_delay: settings.lock_delay },
+    };
     let metrics = Metrics::new(false);
     let (mut retries, mut began) = (settings.retries, clock.now());
     loop {
         let jitter = Arc::new(|| rand::random_range(0.0..1.0));
         let metrics = Arc::clone(&metrics);
         let waited = clock.now().since(began);
-        let wanted = settings.wanted(settings.wait.map(|wait| wait.saturating_sub(waited)));
+        let wait = settings.wait.map(|wait| wait.saturating_sub(waited));
+        let wanted = settings.wanted(wait, lent.as_ref());
         let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
-        let run = Run { settings, clock: &clock, holder, signals: &mut signals };
+        let run = Run { settings, clock: &clock, terms, holder, signals: &mut signals };
         match run.once().await {
             Ok(Outcome::Lost) if settings.restart => {
                 tracing::warn!(key = %settings.key, "the lock was lost; contending again");
@@ -224,6 +272,7 @@ pub async fn run<C: Consul + Clone>(
 struct Run<'a, C> {
     settings: &'a RunSettings,
     clock: &'a Clock,
+    terms: Terms,
     holder: Holder<C>,
     signals: &'a mut Signals,
 }
@@ -243,10 +292,8 @@ impl<C: Consul> Run<'_, C> {
         let outcome = match acquired {
             Ok(tenure) => {
                 tracing::info!(%key, token = %tenure.token, session = %tenure.session, "held");
-                let terms =
-                    Terms { notice: self.settings.notice, lock_delay: self.settings.lock_delay };
-                let Run { settings, clock, holder, signals } = &mut self;
-                match Work::start(settings, clock, signals, holder, (terms, tenure)) {
+                let Run { settings, clock, terms, holder, signals } = &mut self;
+                match Work::start(settings, clock, signals, holder, (*terms, tenure)) {
                     Ok(work) => work.done().await,
                     Err(error) => Err(error),
                 }

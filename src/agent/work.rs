@@ -1,6 +1,6 @@
 //! A command under a lock that is held: started, told of renewals, stopped.
 
-use std::{io, time::Duration};
+use std::io;
 
 use rustix::process::{Pid, Signal};
 use tokio::select;
@@ -8,24 +8,17 @@ use tokio::select;
 use super::{
     child::{Child, News},
     holder::{Broken, Hold, Tenure},
-    notice::Notice,
     orders::{Ending, Report},
     run::{Outcome, RunError, RunSettings},
     signals::{self, Signals},
     terminal::{self, Terminal},
+    terms::Terms,
     valid_until::{VALID_UNTIL_FILE, ValidUntilFile},
 };
 use crate::clock::{Clock, Instant};
 
 /// What carries our own right to talk to Consul, and no command's.
 const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
-
-/// The terms of the session that a command runs under.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    pub(super) notice: Notice,
-    pub(super) lock_delay: Duration,
-}
 
 /// Why the command is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args};
 use super::{CliError, boolean, consul::ConsulFlags, duration, log_format};
 use crate::{
     agent::{Notice, NoticeError, Outer, RunSettings},
-    api::VALUE_MAX_CHARS,
+    api::{GoDuration, VALUE_MAX_CHARS},
     consul::{Behavior, http::HttpConfig},
     names::{Key, NodeName, SessionId},
     telemetry::logs::{Filter, Format},
@@ -68,6 +68,12 @@ pub(super) struct RawRun {
     /// The key to hold. Everybody who contends for the same key takes turns
     #[arg(long, env = "CONSUL_LOCK_KEY", value_name = "KEY")]
     key: Key,
+
+    /// Use this session and leave it as it is, instead of making one. It must have a TTL, and nobody
+    /// else may use it for the same key
+    #[arg(long, value_name = "ID", value_parser = session)]
+    #[arg(conflicts_with_all = ["ttl", "lock_delay", "behavior", "node", "check", "service_check"])]
+    session: Option<SessionId>,
 
     /// What to call the holder, for others to see. Default: the command's name
     #[arg(long, env = "CONSUL_LOCK_NAME", value_name = "NAME", value_parser = name)]
@@ -202,6 +208,7 @@ impl RawRun {
             retries: self.retries,
             retry_interval: self.retry_interval,
             max_hold: self.max_hold,
+            session: self.session,
             outer: if is_nested { outer() } else { None },
             restart: self.restart,
             notice,
@@ -253,6 +260,13 @@ fn name(raw: &str) -> Result<String, String> {
     }
 }
 
+fn session(raw: &str) -> Result<SessionId, String> {
+    let is_uuid = raw.len() == 36 && raw.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    is_uuid.then(|| SessionId::new(raw)).ok_or_else(|| {
+        "give a session's ID, such as adf4238a-882b-9ddc-4a9d-5b6758e4159e".to_owned()
+    })
+}
+
 fn check(raw: &str) -> Result<String, String> {
     if (1..=256).contains(&raw.chars().count()) {
         Ok(raw.to_owned())
@@ -297,7 +311,7 @@ fn between(raw: &str, least: Duration, most: Duration) -> Result<Duration, Strin
     if (least..=most).contains(&span) {
         Ok(span)
     } else {
-        Err(format!("give {least:?} to {most:?}"))
+        Err(format!("give {} to {}", GoDuration::from(least), GoDuration::from(most)))
     }
 }
 
@@ -350,13 +364,14 @@ mod tests {
             ("--key=k", "<CMD>", "required"),
             ("--key=k --name=a/b -- x", "--name", "1 to 64 characters"),
             ("--key=k --node= -- x", "--node", "1 to 64 characters"),
-            ("--key=k --ttl=900ms -- x", "--ttl", "give 1s to 86400s"),
+            ("--key=k --ttl=900ms -- x", "--ttl", "give 1s to 24h"),
             ("--key=k --ttl=15 -- x", "--ttl", "15s, 1m30s or 500ms"),
-            ("--key=k --lock-delay=61s -- x", "--lock-delay", "give 0s to 60s"),
+            ("--key=k --lock-delay=61s -- x", "--lock-delay", "give 0s to 1m"),
             ("--key=k --behavior=keep -- x", "--behavior", "release or delete"),
             ("--key=k --check=a, -- x", "--check", "1 to 256 characters"),
-            ("--key=k --retries=-1 -- x", "--retries", "invalid digit"),
-            ("--key=k --retry-interval=1ms -- x", "--retry-interval", "give 100ms to 3600s"),
+            ("--key=k --session=mine -- x", "--session", "such as adf4238a"),
+            ("--key=k --retries=-1 -- x", "--retries", "is not in 0.."),
+            ("--key=k --retry-interval=1ms -- x", "--retry-interval", "give 100ms to 1h"),
             ("--key=k --wait=0s -- x", "--wait", "give 1s to"),
             ("--key=k --wait=5s --try-once -- x", "--try-once", "cannot be used with"),
             ("--key=k --max-hold=0s -- x", "--max-hold", "give 1s to"),

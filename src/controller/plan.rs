@@ -376,6 +376,7 @@ fn bare_session(claim: &ConsulLock, config: &Config) -> SessionSettings {
         behavior: Behavior::Release,
         node_checks: Vec::new(),
         service_checks: Vec::new(),
+        lent: None,
     }
 }
 

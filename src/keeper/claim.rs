@@ -72,7 +72,7 @@ impl<C: Consul> ClaimKeeper<C> {
             Arc::clone(shared),
             answers.clone(),
             wanted.session.clone(),
-            recorded.as_ref().map(|recorded| recorded.session.clone()),
+            recorded.as_ref().map(|one| one.session.clone()).or(wanted.session.lent.clone()),
         );
         let lock = LockKeeper::new(
             Arc::clone(shared),

@@ -118,7 +118,7 @@ impl Stance {
 
 /// How to make a claim's session; see [`crate::consul::SessionRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the field of `SessionRequest` of the same name")]
+#[expect(missing_docs, reason = "most are the fields of `SessionRequest` of the same name")]
 pub struct SessionSettings {
     pub name: SessionName,
     pub node: NodeName,
@@ -127,6 +127,9 @@ pub struct SessionSettings {
     pub behavior: Behavior,
     pub node_checks: Vec<String>,
     pub service_checks: Vec<String>,
+    /// Instead of making one, use this session of somebody else's: it is renewed, and neither
+    /// replaced when it is lost nor destroyed when it is not needed.
+    pub lent: Option<SessionId>,
 }
 
 /// How a claim contends.

@@ -66,7 +66,7 @@ enum Answer {
 }
 
 impl<C: Consul> SessionKeeper<C> {
-    /// `recorded`: the session of an earlier process, to be adopted.
+    /// `recorded`: the session of an earlier process, or one that is lent to us, to be adopted.
     pub(super) fn new(
         shared: Arc<Shared<C>>,
         answers: Answers,
@@ -348,12 +348,22 @@ impl<C: Consul> SessionKeeper<C> {
                 renew(shared, id, within).boxed()
             }
             Effect::Confirm => confirm(shared, answers, id).boxed(),
+            Effect::Destroy if settings.lent.as_ref() == Some(&id) => {
+                std::future::ready(Answer::Destroyed).boxed()
+            }
             Effect::Destroy => destroy(shared, answers, id).boxed(),
         });
     }
 }
 
 async fn create<C: Consul>(shared: Arc<Shared<C>>, settings: SessionSettings) -> Answer {
+    if let Some(lent) = &settings.lent {
+        return Answer::CreateFailed(ConsulError {
+            operation: Operation::ReadSession,
+            class: Class::Invalid,
+            message: format!("session {lent} is gone, and not ours to replace"),
+        });
+    }
     let prepared =
         shared.attempt(Operation::RegisterNode, CREATE, shared.prepare_node(&settings.node));
     if let Err(error) = prepared.await {

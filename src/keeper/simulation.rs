@@ -312,6 +312,7 @@ fn wanted(who: usize, random: &Random) -> Wanted {
             behavior: if chance(random, 0.3) { Behavior::Delete } else { Behavior::Release },
             node_checks: Vec::new(),
             service_checks: Vec::new(),
+            lent: None,
         },
         acquire: AcquireSettings {
             max_hold: chance(random, 0.2).then(|| span(random, 5_000..60_000)),

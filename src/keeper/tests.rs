@@ -267,6 +267,7 @@ fn wanted(name: &str) -> Wanted {
             behavior: Behavior::Release,
             node_checks: Vec::new(),
             service_checks: Vec::new(),
+            lent: None,
         },
         acquire: AcquireSettings::default(),
         payload: Payload {

@@ -86,6 +86,7 @@ impl Ours {
                 behavior: Behavior::Release,
                 node_checks: Vec::new(),
                 service_checks: Vec::new(),
+                lent: None,
             },
             acquire: AcquireSettings::default(),
             payload: Payload {

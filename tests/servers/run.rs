@@ -486,6 +486,65 @@ async fn a_claim_and_a_run_take_turns_and_know_one_another() {
     assert!(site.held("lock").await > said.trim().parse().unwrap());
 }
 
+// ---- a session that is there already ----
+
+/// A session of somebody's, with this TTL.
+fn make_session(ttl: &str) -> String {
+    let body = json!({ "Name": "lent", "TTL": ttl, "LockDelay": "0s", "NodeChecks": [] });
+    let reply = shared_consul().request("PUT", "/v1/session/create", body.to_string().as_bytes());
+    reply.unwrap().json()["ID"].as_str().unwrap().to_owned()
+}
+
+fn session_exists(session: &str) -> bool {
+    let path = format!("/v1/session/info/{session}?consistent");
+    shared_consul().request("GET", &path, b"").unwrap().json() != json!([])
+}
+
+#[test]
+fn session_that_is_lent_is_used_and_kept() {
+    let scene = Scene::new("lent");
+    let session = make_session("8s");
+    let flags = ["--grace=1s", "--session", &session];
+    let script = "echo $CONSUL_LOCK_SESSION; exec sleep 600";
+    let mut run = scene.start(&flags, &format!("echo $$ > $F/sleeper; {script}"));
+    let sleeper = scene.process("sleeper");
+    assert_eq!(scene.wait_held(), session);
+    let again = scene.run(&flags, &["true"]);
+    let said = String::from_utf8(again.stderr).unwrap();
+    assert_eq!(again.status.code(), Some(2), "{said}");
+    assert!(said.contains("held by session"), "{said}");
+    // Longer than Consul would let it live, if nobody renewed it.
+    let first = valid_until(sleeper);
+    let renewed = || (valid_until(sleeper) > first + Duration::from_secs(8)).then_some(());
+    wait_for("renewals", PATIENCE, renewed).unwrap();
+    run.send(Signal::TERM);
+    assert_eq!(run.wait(), (143, format!("{session}\n")));
+    assert_eq!(scene.holder(), None);
+    assert!(session_exists(&session));
+
+    let mut run = scene.start(&flags, SLEEPER);
+    scene.end_session();
+    assert_eq!(run.wait().0, 79);
+    assert!(!session_exists(&session) && scene.holder().is_none(), "it was replaced");
+    assert!(!is_alive(scene.process("sleeper")));
+}
+
+#[test]
+fn session_that_is_no_good_is_refused() {
+    let scene = Scene::new("not-lent");
+    let (short, endless) = (make_session("2s"), make_session(""));
+    for (session, said) in [
+        ("adf4238a-882b-9ddc-4a9d-5b6758e4159e", "there is no session adf4238a"),
+        (&short, "--ttl 12s or more, or --grace 800ms or less"),
+        (&endless, "has no TTL"),
+    ] {
+        let refused = scene.run(&["--session", session], &["true"]);
+        let errors = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(said), "{errors}");
+    }
+}
+
 // ---- one run inside another ----
 
 /// A run of the same key, as a command of an outer one.
