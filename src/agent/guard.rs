@@ -143,9 +143,10 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
     let (socket, command) = (socket.as_fd(), Some(command));
     let orphaned = false;
     let guard = Guard { socket, timer, signals, clock, descendants, command, grace, orphaned };
-    let (ending, orphaned) = guard.keep(duty);
-    orders::send(socket, Report::Ended(ending).packet());
-    if let Some(file) = file.filter(|_| orphaned) {
+    let end = guard.keep(duty);
+    let report = Report::Ended { how: end.how, expired: end.expired };
+    orders::send(socket, report.packet());
+    if let Some(file) = file.filter(|_| end.orphaned) {
         valid_until::remove(&file);
     }
     Ok(())
@@ -165,11 +166,21 @@ struct Guard<'a> {
     orphaned: bool,
 }
 
+/// How it came to an end.
+struct End {
+    /// The command.
+    how: Ending,
+    /// A deadline had passed before.
+    expired: bool,
+    /// `run` is gone.
+    orphaned: bool,
+}
+
 impl Guard<'_> {
-    /// Does its duty until no process is left; how the command ended, and whether `run` is gone.
-    fn keep(mut self, mut duty: Duty) -> (Ending, bool) {
+    /// Does its duty until no process is left.
+    fn keep(mut self, mut duty: Duty) -> End {
         // Whoever cannot be asked any more was killed.
-        let mut ending = Ending::Signal(9);
+        let (mut how, mut expired) = (Ending::Signal(9), false);
         let mut told = Told::nobody();
         loop {
             // Before children are asked, so that none ends unseen between the two.
@@ -178,19 +189,21 @@ impl Guard<'_> {
             loop {
                 match descendants::child() {
                     Child::News(pid, status) if Some(pid) == self.command => match ended(status) {
-                        Some(how) => {
-                            (self.command, ending) = (None, how);
+                        Some(ended) => {
+                            (self.command, how) = (None, ended);
                             duty = duty.after(Event::CommandEnded, self.clock.now(), self.grace);
                         }
                         None => orders::send(self.socket, Report::Stopped.packet()),
                     },
                     Child::News(..) => {}
                     Child::Quiet => break,
-                    Child::None => return (ending, self.orphaned),
+                    Child::None => return End { how, expired, orphaned: self.orphaned },
                 }
             }
             let now = self.clock.now();
-            duty = duty.at(now);
+            let due = duty.at(now);
+            expired |= matches!(duty, Duty::Hold(_)) && due != duty;
+            duty = due;
             match duty {
                 Duty::Hold(_) => {}
                 Duty::Stop { .. } => self.descendants.tell(&mut told),

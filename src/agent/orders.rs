@@ -46,8 +46,9 @@ pub(super) enum Report {
     NotStarted(i32),
     /// A signal has stopped it, as a terminal's Ctrl-Z does.
     Stopped,
-    /// Nothing is left of it; it ended so. The guard ends.
-    Ended(Ending),
+    /// Nothing is left of it; it ended so. The guard ends. `expired`: it had been told to stop before,
+    /// since a deadline had passed.
+    Ended { how: Ending, expired: bool },
 }
 
 /// How the command ended.
@@ -147,25 +148,27 @@ impl Order {
 
 impl Report {
     pub(super) fn packet(self) -> [u8; PACKET] {
-        let (kind, number) = match self {
-            Report::Started(pid) => (b'r', pid.as_raw_nonzero().get().unsigned_abs().into()),
-            Report::NotStarted(errno) => (b'n', errno.unsigned_abs().into()),
-            Report::Stopped => (b't', 0),
-            Report::Ended(Ending::Code(code)) => (b'e', code.into()),
-            Report::Ended(Ending::Signal(number)) => (b'd', number.into()),
+        let (kind, number, expired) = match self {
+            Report::Started(pid) => (b'r', pid.as_raw_nonzero().get().unsigned_abs().into(), false),
+            Report::NotStarted(errno) => (b'n', errno.unsigned_abs().into(), false),
+            Report::Stopped => (b't', 0, false),
+            Report::Ended { how: Ending::Code(code), expired } => (b'e', code.into(), expired),
+            Report::Ended { how: Ending::Signal(number), expired } => {
+                (b'd', number.into(), expired)
+            }
         };
-        packet(kind, [number, 0, 0])
+        packet(kind, [number, expired.into(), 0])
     }
 
     pub(super) fn read(packet: &[u8; PACKET]) -> Option<Report> {
-        let (kind, [number, ..]) = numbers(packet);
-        let small = u8::try_from(number).ok();
+        let (kind, [number, expired, _]) = numbers(packet);
+        let (small, expired) = (u8::try_from(number).ok(), expired != 0);
         Some(match kind {
             b'r' => Report::Started(Pid::from_raw(i32::try_from(number).ok()?)?),
             b'n' => Report::NotStarted(i32::try_from(number).ok()?),
             b't' => Report::Stopped,
-            b'e' => Report::Ended(Ending::Code(small?)),
-            b'd' => Report::Ended(Ending::Signal(small?)),
+            b'e' => Report::Ended { how: Ending::Code(small?), expired },
+            b'd' => Report::Ended { how: Ending::Signal(small?), expired },
             _ => return None,
         })
     }
@@ -224,8 +227,8 @@ mod tests {
             Report::Started(Pid::INIT),
             Report::NotStarted(2),
             Report::Stopped,
-            Report::Ended(Ending::Code(255)),
-            Report::Ended(Ending::Signal(9)),
+            Report::Ended { how: Ending::Code(255), expired: false },
+            Report::Ended { how: Ending::Signal(9), expired: true },
         ] {
             assert_eq!(Report::read(&report.packet()), Some(report));
         }

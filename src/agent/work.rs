@@ -145,7 +145,11 @@ impl<'a, H: Hold> Work<'a, H> {
                 }
                 None
             }
-            News::Reported(Report::Ended(ending)) => Some(Ok(ending)),
+            News::Reported(Report::Ended { how, expired }) => {
+                // The guard may see a deadline pass a moment before we do.
+                self.stop = self.stop.or(expired.then_some(Stop::Expired));
+                Some(Ok(how))
+            }
             News::Reported(Report::NotStarted(errno)) => {
                 let command = self.settings.command.first().cloned().unwrap_or_default();
                 let source = io::Error::from_raw_os_error(errno);
