@@ -3,22 +3,29 @@
 use std::{
     io::{Read as _, Write as _},
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
 };
 
 use consul_lock::{
     api::{ConsulLockStatus, Phase},
-    clock::{Clock, Instant},
+    clock::Clock,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use testbed::{Fault, Folder, Proxy, reaper, wait_for};
+use testbed::{Fault, Proxy, reaper, wait_for};
 
 use crate::{
     consul_access::token,
     fixtures::{LOCK_FLAGS, PATIENCE, guarded_consul, shared_consul, unique},
     site::Site,
+};
+
+mod scene;
+mod trials;
+
+use scene::{
+    Run, Scene, all_gone, is_alive, is_stopped, kill, parent, sessions, valid_until, variable,
 };
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
@@ -39,174 +46,6 @@ const BROOD: &str = r#"
     echo $$ > $F/sleeper
     while :; do sleep 600; done
 "#;
-
-/// One key, and a folder (`$F`) for what commands have to say.
-struct Scene {
-    key: String,
-    folder: Folder,
-    address: String,
-}
-
-impl Scene {
-    fn new(what: &str) -> Scene {
-        Scene::through(what, &shared_consul().address())
-    }
-
-    /// A scene whose runs reach the shared Consul by this address.
-    fn through(what: &str, address: &str) -> Scene {
-        let key = format!("run/{}", unique(what));
-        Scene { key, folder: Folder::new("run").unwrap(), address: address.to_owned() }
-    }
-
-    fn command(&self, flags: &[&str], command: &[&str]) -> Command {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
-        run.env("CONSUL_LOCK_NAME", self.name());
-        run.arg("run").args(["--key", &self.key]).args(flags).arg("--").args(command);
-        run.env("CONSUL_HTTP_ADDR", &self.address).env("F", self.folder.path());
-        run.env("B", env!("CARGO_BIN_EXE_consul-lock"));
-        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        run
-    }
-
-    /// What its runs are called, unless they are told otherwise.
-    fn name(&self) -> &str {
-        self.key.rsplit('/').next().unwrap()
-    }
-
-    /// Runs it to its end.
-    fn run(&self, flags: &[&str], command: &[&str]) -> Output {
-        self.command(flags, command).output().unwrap()
-    }
-
-    /// Starts it by `env` with this flag, which says what becomes of signals.
-    fn start_by_env(&self, flag: &str, script: &str, variables: &[(&str, &str)]) -> Run {
-        let run = self.command(&[], &["sh", "-c", script]);
-        let mut command = Command::new("env");
-        command.arg(flag).arg(run.get_program()).args(run.get_args());
-        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Run { run: reaper::spawn(&mut command).unwrap() }
-    }
-
-    /// Starts it, to be ended by [`Run::wait`] or with the test.
-    fn start(&self, flags: &[&str], script: &str) -> Run {
-        let mut command = self.command(flags, &["sh", "-c", script]);
-        Run { run: reaper::spawn(&mut command).unwrap() }
-    }
-
-    /// Waits for the process that wrote its number into this file.
-    fn process(&self, file: &str) -> Pid {
-        let path = self.folder.path().join(file);
-        let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-        Pid::from_raw(wait_for(format!("a process in {file}"), PATIENCE, read).unwrap()).unwrap()
-    }
-
-    /// The key as Consul has it.
-    fn pair(&self) -> Option<Value> {
-        let path = format!("/v1/kv/{}?consistent", self.key);
-        let reply = shared_consul().request("GET", &path, b"").unwrap();
-        reply.ok().then(|| reply.json()[0].clone())
-    }
-
-    /// The session that holds the key.
-    fn holder(&self) -> Option<String> {
-        Some(self.pair()?.get("Session")?.as_str()?.to_owned())
-    }
-
-    fn wait_held(&self) -> String {
-        wait_for("the key to be held", PATIENCE, || self.holder()).unwrap()
-    }
-
-    /// Ends the session that holds the key, as an operator would.
-    fn end_session(&self) {
-        let path = format!("/v1/session/destroy/{}", self.wait_held());
-        assert!(shared_consul().request("PUT", &path, b"").unwrap().ok());
-    }
-
-    /// Neither the key is held, nor has any of our sessions survived.
-    #[track_caller]
-    fn assert_nothing_left(&self) {
-        assert_eq!(self.holder(), None);
-        assert_eq!(sessions(self.name()), Vec::<Value>::new());
-    }
-}
-
-/// The sessions of runs that are called so.
-fn sessions(name: &str) -> Vec<Value> {
-    let name = format!("/{name}/");
-    let all = shared_consul().request("GET", "/v1/session/node/consul-lock-run", b"").unwrap();
-    let all = all.json();
-    let ours = |session: &&Value| session["Name"].as_str().unwrap_or_default().contains(&name);
-    all.as_array().into_iter().flatten().filter(ours).cloned().collect()
-}
-
-/// A run that goes on beside the test.
-struct Run {
-    run: Child,
-}
-
-impl Run {
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.run)
-    }
-
-    fn send(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
-    }
-
-    /// Its exit code, and what it printed.
-    fn wait(&mut self) -> (i32, String) {
-        let run = &mut self.run;
-        let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
-        reaper::forget_process(run.id());
-        let mut said = String::new();
-        run.stdout.take().map(|mut out| out.read_to_string(&mut said).unwrap());
-        run.stderr.take().map(|mut out| out.read_to_string(&mut said).unwrap());
-        (ended.code().unwrap_or(-1), said)
-    }
-}
-
-/// The fields of `/proc/PID/stat` after the name: state, parent, group…
-fn stat(pid: Pid) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    Some(stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect())
-}
-
-fn is_alive(pid: Pid) -> bool {
-    stat(pid).is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
-}
-
-fn parent(pid: Pid) -> Pid {
-    Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
-}
-
-fn kill(pid: Pid, signal: Signal) {
-    kill_process(pid, signal).unwrap();
-}
-
-/// Waits until none of them is alive; returns when that was seen.
-#[track_caller]
-fn all_gone(processes: &[Pid]) -> Instant {
-    let gone = || processes.iter().all(|pid| !is_alive(*pid)).then_some(());
-    wait_for("every process to be gone", PATIENCE, gone).unwrap();
-    Clock::boot().now()
-}
-
-/// What the command of this process is told of *valid until*.
-fn valid_until(command: Pid) -> Instant {
-    let path = variable(command, "CONSUL_LOCK_VALID_UNTIL_FILE");
-    let said = std::fs::read_to_string(path).unwrap();
-    Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap()))
-}
-
-/// A variable of its environment.
-fn variable(process: Pid, name: &str) -> PathBuf {
-    let all = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap();
-    let all = String::from_utf8(all).unwrap();
-    let found = all.split('\0').find_map(|one| one.strip_prefix(&format!("{name}=")));
-    found.unwrap_or_else(|| panic!("no {name} in {all:?}")).into()
-}
 
 fn brood(scene: &Scene) -> Vec<Pid> {
     ["sleeper", "child", "daemon", "grandchild"].map(|file| scene.process(file)).to_vec()
@@ -715,28 +554,67 @@ fn command_of_a_frozen_guard_stops_before_valid_until() {
 
 // ---- a terminal ----
 
-/// What is printed on a terminal on which these lines are typed.
-fn on_a_terminal(scene: &Scene, script: &str, typed: &str) -> String {
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", script, "/dev/null"]).env("CONSUL_HTTP_ADDR", &scene.address);
-    terminal.env("F", scene.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut terminal = terminal.spawn().unwrap();
-    let mut keys = terminal.stdin.take().unwrap();
-    keys.write_all(typed.as_bytes()).unwrap();
-    let ended = wait_for("the terminal's shell to end", PATIENCE, || terminal.try_wait().unwrap());
-    ended.unwrap();
-    let mut shown = String::new();
-    terminal.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
-    shown
+/// A terminal, and what was started on it.
+struct Terminal {
+    script: Child,
+    keys: Option<ChildStdin>,
+}
+
+impl Terminal {
+    fn with(scene: &Scene, script: &str) -> Terminal {
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", script, "/dev/null"]).env("CONSUL_HTTP_ADDR", &scene.address);
+        terminal.env("F", scene.folder.path()).env("B", env!("CARGO_BIN_EXE_consul-lock"));
+        terminal.env("K", &scene.key).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = reaper::spawn(&mut terminal).unwrap();
+        Terminal { keys: script.stdin.take(), script }
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        self.keys.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// What was shown on it until its end.
+    fn shown(mut self) -> String {
+        let script = &mut self.script;
+        let ended = wait_for("the terminal's end", PATIENCE, || script.try_wait().unwrap());
+        ended.unwrap();
+        reaper::forget_process(script.id());
+        let mut shown = String::new();
+        script.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+        shown
+    }
 }
 
 #[test]
 fn command_may_read_from_the_terminal_and_whoever_started_us_may_again_afterwards() {
-    let (scene, program) = (Scene::new("terminal"), env!("CARGO_BIN_EXE_consul-lock"));
-    let script = format!(
-        "{program} run --key {} -- sh -c 'read one; echo first $one'; read two; echo then $two",
-        scene.key
-    );
-    let shown = on_a_terminal(&scene, &script, "hello\nworld\n");
+    let scene = Scene::new("terminal");
+    let script = "$B run --key $K -- sh -c 'read one; echo first $one'; read two; echo then $two";
+    let mut terminal = Terminal::with(&scene, script);
+    terminal.type_in("hello\nworld\n");
+    let shown = terminal.shown();
     assert!(shown.contains("first hello\r\n") && shown.contains("then world\r\n"), "{shown}");
+}
+
+#[test]
+fn command_may_be_stopped_and_continued_on_the_terminal() {
+    let scene = Scene::new("stopped");
+    let mut terminal = Terminal::with(&scene, "bash --norc -i");
+    terminal.type_in(&format!("$B run --key $K -- sh -c '{SLEEPER}'\n"));
+    let sleeper = scene.process("sleeper");
+    let guard = parent(sleeper);
+    let run = parent(guard);
+    let stopped = |pid| if is_stopped(pid) { Some(()) } else { None };
+    terminal.type_in("\x1a");
+    wait_for("both to be stopped", PATIENCE, || stopped(sleeper).and(stopped(run))).unwrap();
+    assert!(!is_stopped(guard), "it has to go on");
+    terminal.type_in("fg\n");
+    let goes_on = |pid| if is_stopped(pid) { None } else { Some(()) };
+    wait_for("both to go on", PATIENCE, || goes_on(sleeper).and(goes_on(run))).unwrap();
+    terminal.type_in("\x03");
+    all_gone(&[sleeper, guard, run]);
+    terminal.type_in("echo code $?\nexit\n");
+    let shown = terminal.shown();
+    assert!(shown.contains("code 130\r\n"), "{shown}");
+    scene.assert_nothing_left();
 }

@@ -1,0 +1,196 @@
+//! Runs as tests start and watch them.
+
+use std::{
+    io::Read as _,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use consul_lock::clock::{Clock, Instant};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use testbed::{Consul, Folder, reaper, wait_for};
+
+use crate::fixtures::{PATIENCE, shared_consul, unique};
+
+/// One key, and a folder (`$F`) for what commands have to say.
+pub(super) struct Scene {
+    pub(super) key: String,
+    pub(super) folder: Folder,
+    /// Where its runs think that Consul is.
+    pub(super) address: String,
+    pub(super) consul: &'static Consul,
+}
+
+impl Scene {
+    pub(super) fn new(what: &str) -> Scene {
+        Scene::through(what, &shared_consul().address())
+    }
+
+    /// A scene whose runs reach the shared Consul by this address.
+    pub(super) fn through(what: &str, address: &str) -> Scene {
+        let key = format!("run/{}", unique(what));
+        let (folder, address) = (Folder::new("run").unwrap(), address.to_owned());
+        Scene { key, folder, address, consul: shared_consul() }
+    }
+
+    pub(super) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
+        run.env("CONSUL_LOCK_NAME", self.name());
+        run.arg("run").args(["--key", &self.key]).args(flags).arg("--").args(command);
+        run.env("CONSUL_HTTP_ADDR", &self.address).env("F", self.folder.path());
+        run.env("B", env!("CARGO_BIN_EXE_consul-lock"));
+        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        run
+    }
+
+    /// What its runs are called, unless they are told otherwise.
+    pub(super) fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap()
+    }
+
+    /// Runs it to its end.
+    pub(super) fn run(&self, flags: &[&str], command: &[&str]) -> Output {
+        self.command(flags, command).output().unwrap()
+    }
+
+    /// Starts it by `env` with this flag, which says what becomes of signals.
+    pub(super) fn start_by_env(&self, flag: &str, script: &str, variables: &[(&str, &str)]) -> Run {
+        let run = self.command(&[], &["sh", "-c", script]);
+        let mut command = Command::new("env");
+        command.arg(flag).arg(run.get_program()).args(run.get_args());
+        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Run { run: reaper::spawn(&mut command).unwrap() }
+    }
+
+    /// Starts it, to be ended by [`Run::wait`] or with the test.
+    pub(super) fn start(&self, flags: &[&str], script: &str) -> Run {
+        let mut command = self.command(flags, &["sh", "-c", script]);
+        Run { run: reaper::spawn(&mut command).unwrap() }
+    }
+
+    /// Waits for the process that wrote its number into this file.
+    pub(super) fn process(&self, file: &str) -> Pid {
+        let path = self.folder.path().join(file);
+        let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+        Pid::from_raw(wait_for(format!("a process in {file}"), PATIENCE, read).unwrap()).unwrap()
+    }
+
+    /// The key as Consul has it.
+    pub(super) fn pair(&self) -> Option<Value> {
+        let path = format!("/v1/kv/{}?consistent", self.key);
+        let reply = self.consul.request("GET", &path, b"").unwrap();
+        reply.ok().then(|| reply.json()[0].clone())
+    }
+
+    /// The session that holds the key.
+    pub(super) fn holder(&self) -> Option<String> {
+        Some(self.pair()?.get("Session")?.as_str()?.to_owned())
+    }
+
+    pub(super) fn wait_held(&self) -> String {
+        wait_for("the key to be held", PATIENCE, || self.holder()).unwrap()
+    }
+
+    /// Ends the session that holds the key, as an operator would.
+    pub(super) fn end_session(&self) {
+        let path = format!("/v1/session/destroy/{}", self.wait_held());
+        assert!(self.consul.request("PUT", &path, b"").unwrap().ok());
+    }
+
+    /// Neither the key is held, nor has any of our sessions survived.
+    #[track_caller]
+    pub(super) fn assert_nothing_left(&self) {
+        assert_eq!(self.holder(), None);
+        assert_eq!(sessions(self.name()), Vec::<Value>::new());
+    }
+}
+
+/// The sessions of runs that are called so.
+pub(super) fn sessions(name: &str) -> Vec<Value> {
+    let name = format!("/{name}/");
+    let all = shared_consul().request("GET", "/v1/session/node/consul-lock-run", b"").unwrap();
+    let all = all.json();
+    let ours = |session: &&Value| session["Name"].as_str().unwrap_or_default().contains(&name);
+    all.as_array().into_iter().flatten().filter(ours).cloned().collect()
+}
+
+/// A run that goes on beside the test.
+pub(super) struct Run {
+    pub(super) run: Child,
+}
+
+impl Run {
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_child(&self.run)
+    }
+
+    pub(super) fn send(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Its exit code, and what it printed.
+    pub(super) fn wait(&mut self) -> (i32, String) {
+        let run = &mut self.run;
+        let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
+        reaper::forget_process(run.id());
+        let mut said = String::new();
+        run.stdout.take().map(|mut out| out.read_to_string(&mut said).unwrap());
+        run.stderr.take().map(|mut out| out.read_to_string(&mut said).unwrap());
+        (ended.code().unwrap_or(-1), said)
+    }
+}
+
+/// The fields of `/proc/PID/stat` after the name: state, parent, group…
+pub(super) fn stat(pid: Pid) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    Some(stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect())
+}
+
+pub(super) fn is_alive(pid: Pid) -> bool {
+    stat(pid).is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
+}
+
+pub(super) fn is_stopped(pid: Pid) -> bool {
+    stat(pid).is_some_and(|stat| stat[0] == "T")
+}
+
+pub(super) fn parent(pid: Pid) -> Pid {
+    Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
+}
+
+pub(super) fn kill(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).unwrap();
+}
+
+/// Waits until none of them is alive; returns when that was seen.
+#[track_caller]
+pub(super) fn all_gone(processes: &[Pid]) -> Instant {
+    let gone = || processes.iter().all(|pid| !is_alive(*pid)).then_some(());
+    wait_for("every process to be gone", PATIENCE, gone).unwrap();
+    Clock::boot().now()
+}
+
+/// What the command of this process is told of *valid until*.
+pub(super) fn valid_until(command: Pid) -> Instant {
+    let path = variable(command, "CONSUL_LOCK_VALID_UNTIL_FILE");
+    let said = std::fs::read_to_string(path).unwrap();
+    Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap()))
+}
+
+/// A variable of its environment.
+pub(super) fn variable(process: Pid, name: &str) -> PathBuf {
+    let all = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap();
+    let all = String::from_utf8(all).unwrap();
+    let found = all.split('\0').find_map(|one| one.strip_prefix(&format!("{name}=")));
+    found.unwrap_or_else(|| panic!("no {name} in {all:?}")).into()
+}
+
+/// When the kernel started it, in hundredths of a second.
+pub(super) fn started(pid: Pid) -> Instant {
+    let ticks: u64 = stat(pid).unwrap()[19].parse().unwrap();
+    Instant::from_boot(Duration::from_millis(ticks * 10))
+}
