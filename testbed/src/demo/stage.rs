@@ -29,12 +29,12 @@ const REPLICA_ALLOWED: Duration = Duration::from_secs(60);
 /// How long a job of ours may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long the stranger may take to end: it gives its command five seconds.
+/// How long a job may take to end: `consul lock` gives its command five seconds.
 const JOB_ALLOWED: Duration = Duration::from_secs(60);
 
 /// The servers and all that runs on them. Dropping it ends them.
 pub(super) struct Stage {
-    stranger: Option<Server>, // clients before servers, so that they end in peace
+    job: Option<Server>, // clients before servers, so that they end in peace
     replicas: Vec<Replica>,
     consul: Consul,
     kwok: Server,
@@ -70,7 +70,7 @@ impl Stage {
         let consul = consul.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let cluster = cluster?;
         let kwok = start_kwok(&cluster, &folder)?;
-        let stage = Stage { stranger: None, replicas: Vec::new(), consul, kwok, cluster, folder };
+        let stage = Stage { job: None, replicas: Vec::new(), consul, kwok, cluster, folder };
         for server in stage.servers().into_iter().chain([&stage.kwok]) {
             let (name, pid) = (server.name(), server.pid().unwrap_or_default());
             screen.aside(format!("{name:<15} pid {pid:<8} log {}", server.log().display()))?;
@@ -219,29 +219,29 @@ impl Stage {
         self.start(screen, name, line, || Ok(()))
     }
 
-    /// Starts a job that is none of ours; its log is [`Stage::stranger_log`].
-    pub(super) fn start_stranger(
+    /// Starts a job under a lock; its log is [`Stage::job_log`].
+    pub(super) fn start_job(
         &mut self,
         screen: &Screen,
         name: &str,
         line: &str,
     ) -> Result<(), DemoError> {
-        self.stranger = Some(self.start(screen, name, line, || Ok(()))?);
+        self.job = Some(self.start(screen, name, line, || Ok(()))?);
         Ok(())
     }
 
-    /// What the stranger printed.
-    pub(super) fn stranger_log(&self) -> PathBuf {
-        self.stranger.as_ref().map(|stranger| stranger.log().to_owned()).unwrap_or_default()
+    /// What the job printed.
+    pub(super) fn job_log(&self) -> PathBuf {
+        self.job.as_ref().map(|job| job.log().to_owned()).unwrap_or_default()
     }
 
-    /// Asks the stranger's job to end, and waits until it did.
-    pub(super) fn end_stranger(&self, screen: &Screen) -> Result<(), DemoError> {
-        let Some((stranger, pid)) = self.stranger.as_ref().and_then(|s| Some((s, s.pid()?))) else {
+    /// Asks the job to end, and waits until it did.
+    pub(super) fn end_job(&self, screen: &Screen) -> Result<(), DemoError> {
+        let Some((job, pid)) = self.job.as_ref().and_then(|job| Some((job, job.pid()?))) else {
             return Ok(()); // it has ended by itself
         };
-        self.run(screen, &format!("kill -TERM {pid} # {}", stranger.name()))?;
-        stranger.wait_ended(JOB_ALLOWED)?;
+        self.run(screen, &format!("kill -TERM {pid} # {}", job.name()))?;
+        job.wait_ended(JOB_ALLOWED)?;
         Ok(())
     }
 
@@ -288,7 +288,7 @@ impl Stage {
     pub(super) fn print_logs(&self) {
         let ended =
             self.servers().into_iter().filter(|server| server.wait_ended(Duration::ZERO).is_ok());
-        let players = self.replicas.iter().map(|replica| &replica.server).chain(&self.stranger);
+        let players = self.replicas.iter().map(|replica| &replica.server).chain(&self.job);
         for server in players.chain([&self.kwok]).chain(ended) {
             eprintln!("{}", tail(server.log()));
         }

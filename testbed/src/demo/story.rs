@@ -26,6 +26,12 @@ const STRANGER: &str = "vm-17";
 /// What the stranger prints once it holds the key.
 const STRANGER_WORKS: &str = "the migration runs";
 
+/// What the run on a VM is called, and the key that it contends for with a claim.
+const VM: &str = "vm-18";
+const VM_KEY: &str = "consul-lock/shop/billing";
+/// What its command prints, and its token behind that.
+const VM_WORKS: &str = "paying with token";
+
 const LIST: &str = "kubectl get consullocks -A -o wide";
 
 /// The Service's endpoint, whenever it changes; the pod comes first.
@@ -49,6 +55,7 @@ pub(super) fn tell(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoErr
     let ours = stranger_contends(stage, screen)?;
     let theirs = pause(stage, screen, ours)?;
     take_back(stage, screen, theirs)?;
+    run_on_vm(stage, screen)?;
     let endpoints = elect(stage, screen)?;
     fail_over(stage, screen, &endpoints)?;
     kill_leader(stage, screen)
@@ -130,8 +137,8 @@ fn stranger_contends(stage: &mut Stage, screen: &mut Screen) -> Result<Claim, De
     // exec: `consul lock` ends its own child only and would leave a grandchild behind.
     let work = format!("'echo {STRANGER_WORKS}; exec sleep 3600'");
     let line = format!("consul lock -verbose -name={STRANGER} shop/migrate {work}");
-    stage.start_stranger(screen, STRANGER, &line)?;
-    let log = stage.stranger_log();
+    stage.start_job(screen, STRANGER, &line)?;
+    let log = stage.job_log();
     screen.aside("waiting until it has a session of its own and asks for the key ...")?;
     wait_for("the stranger's attempt to lock", PATIENCE, || {
         (log_has(&log, "Attempting lock acquisition") && stranger_has_session(stage)).then_some(())
@@ -156,7 +163,7 @@ fn pause(stage: &Stage, screen: &mut Screen, ours: Claim) -> Result<u64, DemoErr
             "for a lock-delay. The claim goes on showing who holds the key.",
         ],
     )?;
-    patch_paused(stage, screen, true)?;
+    patch_paused(stage, screen, "migrate", true)?;
     let watch = Stopwatch::start();
     wait_line(
         stage,
@@ -165,7 +172,7 @@ fn pause(stage: &Stage, screen: &mut Screen, ours: Claim) -> Result<u64, DemoErr
         "--for=jsonpath='{.status.holder.stranger}'=true",
     )?;
     let took = seconds(&watch);
-    let log = stage.stranger_log();
+    let log = stage.job_log();
     wait_for("the stranger to start its work", PATIENCE, || {
         log_has(&log, STRANGER_WORKS).then_some(())
     })?;
@@ -192,7 +199,7 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
         "Resume the claim: it waits its turn, and takes the key back",
         &["We do not take a stranger's key. As soon as the stranger is done, the key is ours again."],
     )?;
-    patch_paused(stage, screen, false)?;
+    patch_paused(stage, screen, "migrate", false)?;
     wait_phase(stage, screen, "migrate", "Waiting")?;
     stage.run(screen, "kubectl -n shop get consullock migrate")?;
     let claim = stage.claim("migrate")?;
@@ -201,7 +208,7 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
 
     screen.aside("the stranger's job is done:")?;
     let watch = Stopwatch::start();
-    stage.end_stranger(screen)?;
+    stage.end_job(screen)?;
     wait_phase(stage, screen, "migrate", "Held")?;
     let took = seconds(&watch);
     stage.run(screen, "kubectl -n shop get consullock migrate")?;
@@ -214,6 +221,51 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
     expect_key_held_by(stage, &claim, claim.session())?;
     screen.good(format!("ours again after {took}, the stranger's own cleaning up included"))?;
     Ok(())
+}
+
+fn run_on_vm(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoError> {
+    screen.step(
+        "On a VM: a command under the lock",
+        &[
+            "`consul-lock run` is the same binary. It holds a key itself while a command runs, and",
+            "stops the command before the lock may be relied on no longer. It takes turns with the",
+            "claim `billing`: it loses while the claim holds the key, and wins when it is paused.",
+        ],
+    )?;
+    let run = format!("consul-lock run --key={VM_KEY} --name={VM}");
+    let refused = "code=$?; echo \"exit code $code\"; test $code = 75";
+    stage.run(screen, &format!("{run} --try-once -- echo paying; {refused}"))?;
+    let before = stage.claim("billing")?;
+    let pays = format!("'echo {VM_WORKS} $CONSUL_LOCK_TOKEN; exec sleep 3600'");
+    stage.start_job(screen, VM, &format!("{run} -- sh -c {pays}"))?;
+    patch_paused(stage, screen, "billing", true)?;
+    let shown = || stage.claim("billing").ok().filter(|claim| claim.holder().ends_with(VM));
+    wait_for("the status to show the run", PATIENCE, shown)?;
+    patch_paused(stage, screen, "billing", false)?;
+    wait_phase(stage, screen, "billing", "Waiting")?;
+    stage.run(screen, "kubectl -n shop get consullock billing")?;
+    let log = stage.job_log();
+    stage.run(screen, &format!("cat {}", log.display()))?;
+    let theirs = token_in(&log);
+    expect(theirs > before.token(), "the run to have a higher token", || format!("{theirs:?}"))?;
+    let waits = stage.claim("billing")?;
+    expect(!waits.held_by_stranger(), "a holder that is no stranger", || waits.to_string())?;
+
+    screen.aside("the command is told to end:")?;
+    let watch = Stopwatch::start();
+    stage.end_job(screen)?;
+    wait_phase(stage, screen, "billing", "Held")?;
+    let (took, after) = (seconds(&watch), stage.claim("billing")?);
+    stage.run(screen, "kubectl -n shop get consullock billing")?;
+    expect(after.token() > theirs, "a token above the run's", || after.to_string())?;
+    screen.good(format!("the command had ended and the claim had the key after {took}"))?;
+    Ok(())
+}
+
+/// The token that the command on the VM printed.
+fn token_in(log: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(log).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(VM_WORKS)?.trim().parse().ok())
 }
 
 /// Returns the watch on the Service's endpoints.
@@ -386,9 +438,14 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list["items"].as_array().into_iter().flatten()
 }
 
-fn patch_paused(stage: &Stage, screen: &Screen, paused: bool) -> Result<(), DemoError> {
+fn patch_paused(
+    stage: &Stage,
+    screen: &Screen,
+    claim: &str,
+    paused: bool,
+) -> Result<(), DemoError> {
     let patch = format!("'{{\"spec\":{{\"paused\":{paused}}}}}'");
-    stage.run(screen, &format!("kubectl -n shop patch consullock migrate --type=merge -p {patch}"))
+    stage.run(screen, &format!("kubectl -n shop patch consullock {claim} --type=merge -p {patch}"))
 }
 
 fn wait_phase(stage: &Stage, screen: &Screen, claim: &str, phase: &str) -> Result<(), DemoError> {
