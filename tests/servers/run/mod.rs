@@ -24,27 +24,25 @@ use crate::{
 mod scene;
 mod trials;
 
-use scene::{
-    Run, Scene, all_gone, is_alive, is_stopped, kill, parent, sessions, valid_until, variable,
-};
+use scene::{Scene, all_gone, is_alive, is_stopped, kill, parent, sessions, valid_until, variable};
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
 const QUICK: [&str; 3] = ["--ttl=4s", "--grace=1s", "--lock-delay=0s"];
 
 /// What writes its number down and then sleeps.
-const SLEEPER: &str = "echo $$ > $F/sleeper; exec sleep 600";
+const SLEEPER: &str = "echo $$ > $F/sleeper; exec sleep 90";
 
 /// Whatever a command may leave behind: a child that does not hear SIGTERM, a daemon that left its
 /// group and session and closed its descriptors, and the command itself, which does not hear it
 /// either.
 const BROOD: &str = r#"
     trap "" TERM
-    sleep 600 & echo $! > $F/child
-    (setsid sh -c 'echo $$ > $F/daemon; exec sleep 600 <&- >&- 2>&-' &)
-    (setsid sh -c '(trap "" TERM; sh -c "echo \$PPID" > $F/grandchild; sleep 600 & wait) &' &)
+    sleep 90 & echo $! > $F/child
+    (setsid sh -c 'echo $$ > $F/daemon; exec sleep 90 <&- >&- 2>&-' &)
+    (setsid sh -c '(trap "" TERM; sh -c "echo \$PPID" > $F/grandchild; sleep 90 & wait) &' &)
     until [ -s $F/daemon ] && [ -s $F/grandchild ]; do sleep 0.01; done
     echo $$ > $F/sleeper
-    while :; do sleep 600; done
+    while :; do sleep 90; done
 "#;
 
 fn brood(scene: &Scene) -> Vec<Pid> {
@@ -124,12 +122,10 @@ fn consul_that_does_not_answer_is_tried_again_as_often_as_one_likes() {
     let waited = scene.run(&["--wait=1s"], &["true"]);
     assert_eq!(waited.status.code(), Some(69), "{waited:?}");
 
-    let log = scene.folder.path().join("log");
-    let mut patient = scene.command(&["--retries=100", "--retry-interval=100ms"], &["true"]);
-    let patient = patient.stderr(std::fs::File::create(&log).unwrap());
-    let mut patient = Run { run: reaper::spawn(patient).unwrap() };
+    let flags = ["--retries=100", "--retry-interval=100ms"];
+    let mut patient = scene.start(&flags, "true");
     let again = || {
-        let said = std::fs::read_to_string(&log).unwrap();
+        let said = patient.said();
         (said.matches("out of reach; trying again").count() > 2).then_some(())
     };
     wait_for("it to try again", PATIENCE, again).unwrap();
@@ -290,7 +286,7 @@ fn a_hold_that_lasts_too_long_is_ended_and_the_next_one_begins() {
 #[test]
 fn what_a_command_leaves_behind_ends_before_the_release() {
     let scene = Scene::new("left-behind");
-    let ends = BROOD.replace("while :; do sleep 600; done", "exit 3");
+    let ends = BROOD.replace("while :; do sleep 90; done", "exit 3");
     let mut run = scene.start(&QUICK, &ends);
     let processes = brood(&scene);
     assert_eq!(run.wait().0, 3);
@@ -344,7 +340,7 @@ fn session_that_is_lent_is_used_and_kept() {
     let scene = Scene::new("lent");
     let session = make_session("8s");
     let flags = ["--grace=1s", "--session", &session];
-    let script = "echo $CONSUL_LOCK_SESSION; exec sleep 600";
+    let script = "echo $CONSUL_LOCK_SESSION; exec sleep 90";
     let mut run = scene.start(&flags, &format!("echo $$ > $F/sleeper; {script}"));
     let sleeper = scene.process("sleeper");
     assert_eq!(scene.wait_held(), session);
@@ -427,7 +423,7 @@ fn whoever_runs_under_a_tenure_that_is_over_contends_like_anybody() {
 #[test]
 fn command_of_an_inner_run_stops_before_valid_until_when_the_outer_one_is_frozen() {
     let scene = Scene::new("nested-frozen");
-    let script = format!("{INNER} 'echo $$ > $F/sleeper; exec sleep 600'; exit $?");
+    let script = format!("{INNER} 'echo $$ > $F/sleeper; exec sleep 90'; exit $?");
     let mut outer = scene.start(&QUICK, &script);
     let sleeper = scene.process("sleeper");
     // The guard of the outer run would end them all; without it the inner one has to.

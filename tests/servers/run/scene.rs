@@ -1,7 +1,7 @@
 //! Runs as tests start and watch them.
 
 use std::{
-    io::Read as _,
+    fs::File,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -62,14 +62,22 @@ impl Scene {
         command.arg(flag).arg(run.get_program()).args(run.get_args());
         command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Run { run: reaper::spawn(&mut command).unwrap() }
+        self.beside(command.stdin(Stdio::null()))
     }
 
     /// Starts it, to be ended by [`Run::wait`] or with the test.
     pub(super) fn start(&self, flags: &[&str], script: &str) -> Run {
         let mut command = self.command(flags, &["sh", "-c", script]);
-        Run { run: reaper::spawn(&mut command).unwrap() }
+        self.beside(&mut command)
+    }
+
+    /// What it prints goes into a file: the end of a pipe would be that of all who hold it, and so
+    /// hide that somebody is left.
+    fn beside(&self, command: &mut Command) -> Run {
+        let said = self.folder.path().join(unique(".said"));
+        let file = File::create(&said).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        Run { run: reaper::spawn(command).unwrap(), said }
     }
 
     /// Waits for the process that wrote its number into this file.
@@ -120,7 +128,8 @@ pub(super) fn sessions(name: &str) -> Vec<Value> {
 
 /// A run that goes on beside the test.
 pub(super) struct Run {
-    pub(super) run: Child,
+    run: Child,
+    said: PathBuf,
 }
 
 impl Run {
@@ -132,15 +141,17 @@ impl Run {
         kill_process(self.pid(), signal).unwrap();
     }
 
+    /// What it and its command have printed.
+    pub(super) fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap()
+    }
+
     /// Its exit code, and what it printed.
     pub(super) fn wait(&mut self) -> (i32, String) {
         let run = &mut self.run;
         let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
         reaper::forget_process(run.id());
-        let mut said = String::new();
-        run.stdout.take().map(|mut out| out.read_to_string(&mut said).unwrap());
-        run.stderr.take().map(|mut out| out.read_to_string(&mut said).unwrap());
-        (ended.code().unwrap_or(-1), said)
+        (ended.code().unwrap_or(-1), self.said())
     }
 }
 

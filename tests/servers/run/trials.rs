@@ -34,7 +34,7 @@ struct Trial {
 
 /// Writes its number into this file.
 fn writes(file: &str) -> String {
-    format!("echo $$ > $F/{file}; exec sleep 600")
+    format!("echo $$ > $F/{file}; exec sleep 90")
 }
 
 impl Trial {
