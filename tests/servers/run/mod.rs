@@ -558,8 +558,10 @@ struct Terminal {
 
 impl Terminal {
     fn with(scene: &Scene, script: &str) -> Terminal {
-        let mut terminal = Command::new("script");
-        terminal.args(["-qec", script, "/dev/null"]).env("CONSUL_HTTP_ADDR", &scene.address);
+        // A shell that was started in the background is deaf to Ctrl-C, and so is what it starts.
+        let mut terminal = Command::new("env");
+        terminal.args(["--default-signal", "script", "-qec", script, "/dev/null"]);
+        terminal.env("CONSUL_HTTP_ADDR", &scene.address);
         terminal.env("F", scene.folder.path()).env("B", env!("CARGO_BIN_EXE_consul-lock"));
         terminal.env("K", &scene.key).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut script = reaper::spawn(&mut terminal).unwrap();
