@@ -5,21 +5,17 @@ use std::{
     io,
     os::{fd::AsFd as _, unix::process::CommandExt as _},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{io::Interest, net::UnixStream};
 
 use super::{
-    descendants::{self, Child as Descendant, Descendants},
+    descendants::{self, AGAIN, Child as Descendant, Descendants},
     notice::{Deadlines, Notice},
     orders::{self, Order, Received, Report},
 };
 use crate::clock::{Clock, Instant};
-
-/// How long killed processes may take to vanish before they are looked for again.
-const AGAIN: Duration = Duration::from_millis(20);
 
 /// A command under a guard. Dropped, it is ended by the guard, with its grace.
 #[derive(Debug)]

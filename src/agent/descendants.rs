@@ -10,6 +10,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
@@ -22,6 +23,9 @@ use rustix::{
     },
 };
 
+/// While they are being ended, processes are looked for this often: of a process that loses its
+/// parent nobody tells us, and a killed one takes a moment to vanish.
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 /// As many are told to stop at most.
 const TOLD: usize = 256;
 

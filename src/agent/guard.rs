@@ -36,16 +36,12 @@ use rustix::{
 };
 
 use super::{
-    descendants::{self, Child, Descendants, Told},
+    descendants::{self, AGAIN, Child, Descendants, Told},
     notice::Deadlines,
     orders::{self, Ending, Order, Received, Report},
     valid_until::{self, VALID_UNTIL_FILE},
 };
 use crate::clock::{Clock, Instant};
-
-/// While they are being ended, processes are looked for this often: of a process that loses its
-/// parent nobody tells us.
-const AGAIN: Duration = Duration::from_millis(20);
 
 /// What the guard does for the command. Pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

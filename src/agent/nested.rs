@@ -47,7 +47,7 @@ impl Outer {
         clock: &Clock,
         settings: &RunSettings,
     ) -> Result<Option<(Nested, Terms)>, RunError> {
-        let holder = terms::key(consul, clock, &settings.key).await?.and_then(|pair| pair.session);
+        let holder = terms::holder(consul, clock, &settings.key).await?;
         if holder.as_ref() != Some(&self.session) {
             return Ok(None);
         }

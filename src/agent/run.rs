@@ -167,19 +167,31 @@ impl RunSettings {
         let holder = format!("{}/{}", self.host, self.name);
         let unique = rand::random::<u64>();
         let name = SessionName::new(format!("consul-lock/{holder}/{unique:016x}"));
+        let own = SessionSettings {
+            name,
+            node: self.node.clone(),
+            ttl: self.ttl,
+            lock_delay: self.lock_delay,
+            behavior: self.behavior,
+            node_checks: self.node_checks.clone(),
+            service_checks: self.service_checks.clone(),
+            lent: None,
+        };
+        let session = match lent {
+            None => own,
+            Some(lent) => SessionSettings {
+                name: lent.name.clone(),
+                node: lent.node.clone(),
+                ttl: lent.ttl.unwrap_or(self.ttl),
+                lock_delay: lent.lock_delay,
+                lent: Some(lent.id.clone()),
+                ..own
+            },
+        };
         Wanted {
             key: self.key.clone(),
             prefix: self.key.as_str().into(),
-            session: SessionSettings {
-                name: lent.map_or(name, |lent| lent.name.clone()),
-                node: lent.map_or(&self.node, |lent| &lent.node).clone(),
-                ttl: lent.and_then(|lent| lent.ttl).unwrap_or(self.ttl),
-                lock_delay: lent.map_or(self.lock_delay, |lent| lent.lock_delay),
-                behavior: self.behavior,
-                node_checks: self.node_checks.clone(),
-                service_checks: self.service_checks.clone(),
-                lent: lent.map(|lent| lent.id.clone()),
-            },
+            session,
             acquire: AcquireSettings {
                 timeout: wait,
                 try_once: self.try_once,
@@ -192,9 +204,7 @@ impl RunSettings {
             attempt: 1,
         }
     }
-}
 
-impl RunSettings {
     /// The session that we are to use.
     async fn lent<C: Consul>(
         &self,
@@ -203,7 +213,7 @@ impl RunSettings {
         id: &SessionId,
     ) -> Result<SessionInfo, RunError> {
         let session = terms::session(consul, clock, id).await?;
-        let holder = terms::key(consul, clock, &self.key).await?.and_then(|pair| pair.session);
+        let holder = terms::holder(consul, clock, &self.key).await?;
         if holder.as_ref() == Some(id) {
             return Err(RunError::Holds { key: self.key.clone(), session: id.clone() });
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{notice::Notice, run::RunError};
 use crate::{
     clock::Clock,
-    consul::{Consistency, Consul, ConsulError, KvPair, SessionInfo},
+    consul::{Consistency, Consul, ConsulError, SessionInfo},
     keeper::Trouble,
     names::{Key, SessionId},
 };
@@ -33,14 +33,14 @@ impl Terms {
     }
 }
 
-/// The key as it is now.
-pub(super) async fn key<C: Consul>(
+/// The session that holds the key now.
+pub(super) async fn holder<C: Consul>(
     consul: &C,
     clock: &Clock,
     key: &Key,
-) -> Result<Option<KvPair>, RunError> {
-    let answer = clock.timeout(PATIENCE, consul.get(key, Consistency::Consistent)).await;
-    Ok(answer.map_err(|_| RunError::Silent)?.map_err(refused)?.pair)
+) -> Result<Option<SessionId>, RunError> {
+    let reading = answer(clock, consul.get(key, Consistency::Consistent)).await?;
+    Ok(reading.pair.and_then(|pair| pair.session))
 }
 
 /// The session as it is now; `None` if it is gone.
@@ -49,10 +49,13 @@ pub(super) async fn session<C: Consul>(
     clock: &Clock,
     id: &SessionId,
 ) -> Result<Option<SessionInfo>, RunError> {
-    let answer = clock.timeout(PATIENCE, consul.session(id, Consistency::Consistent)).await;
-    answer.map_err(|_| RunError::Silent)?.map_err(refused)
+    answer(clock, consul.session(id, Consistency::Consistent)).await
 }
 
-fn refused(error: ConsulError) -> RunError {
-    RunError::of(Trouble::from(error))
+async fn answer<T>(
+    clock: &Clock,
+    call: impl Future<Output = Result<T, ConsulError>>,
+) -> Result<T, RunError> {
+    let answer = clock.timeout(PATIENCE, call).await.map_err(|_| RunError::Silent)?;
+    answer.map_err(|error| RunError::of(Trouble::from(error)))
 }

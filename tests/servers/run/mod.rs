@@ -24,7 +24,10 @@ use crate::{
 mod scene;
 mod trials;
 
-use scene::{Scene, all_gone, is_alive, is_stopped, kill, parent, sessions, valid_until, variable};
+use scene::{
+    Scene, all_gone, assert_ended, is_alive, is_stopped, kill, parent, sessions, valid_until,
+    variable,
+};
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
 const QUICK: [&str; 3] = ["--ttl=4s", "--grace=1s", "--lock-delay=0s"];
@@ -280,7 +283,7 @@ fn a_hold_that_lasts_too_long_is_ended_and_the_next_one_begins() {
     let (code, said) = second.wait();
     assert_eq!(code, 0);
     assert!(said.contains("mine\n") && !said.contains("alive"), "two at once: {said}");
-    assert!(processes.iter().all(|pid| !is_alive(*pid)));
+    assert_ended(&processes);
 }
 
 #[test]
@@ -290,7 +293,7 @@ fn what_a_command_leaves_behind_ends_before_the_release() {
     let mut run = scene.start(&QUICK, &ends);
     let processes = brood(&scene);
     assert_eq!(run.wait().0, 3);
-    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    assert_ended(&processes);
     scene.assert_nothing_left();
 }
 
@@ -449,7 +452,7 @@ fn session_that_an_operator_ends_stops_everything_that_came_of_the_command() {
     let processes = brood(&scene);
     scene.end_session();
     assert_eq!(run.wait().0, 79);
-    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    assert_ended(&processes);
     scene.assert_nothing_left();
 }
 
@@ -475,8 +478,7 @@ fn silence_stops_the_command_before_valid_until_and_the_next_begins_after_it() {
     let scene = Scene::through("silence", &proxy.address().to_string());
     let mut run = scene.start(&QUICK, BROOD);
     let processes = brood(&scene);
-    let beside = Scene { address: shared_consul().address(), ..Scene::new("silence") };
-    let beside = Scene { key: scene.key.clone(), ..beside };
+    let beside = Scene { key: scene.key.clone(), ..Scene::new("silence") };
     let mut next = beside.start(&QUICK, SLEEPER);
     proxy.set(Fault::Blackhole);
     let last = valid_until(processes[0]);
@@ -528,7 +530,7 @@ fn command_of_a_killed_guard_stops() {
     let processes = brood(&scene);
     kill(parent(processes[0]), Signal::KILL);
     assert_eq!(run.wait().0, 79);
-    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    assert_ended(&processes);
     scene.assert_nothing_left();
 }
 
@@ -544,7 +546,7 @@ fn command_of_a_frozen_guard_stops_before_valid_until() {
     // The last renewal may have come after we looked.
     assert!(Clock::boot().now() < last + Duration::from_secs(3), "it went on for too long");
     assert_eq!(code, 79, "{said}");
-    assert!(processes.iter().all(|pid| !is_alive(*pid)), "something is left");
+    assert_ended(&processes);
     scene.assert_nothing_left();
 }
 

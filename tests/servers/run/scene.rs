@@ -25,14 +25,17 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn new(what: &str) -> Scene {
-        Scene::through(what, &shared_consul().address())
+        Scene::at(what, shared_consul())
+    }
+
+    pub(super) fn at(what: &str, consul: &'static Consul) -> Scene {
+        let key = format!("run/{}", unique(what));
+        Scene { key, folder: Folder::new("run").unwrap(), address: consul.address(), consul }
     }
 
     /// A scene whose runs reach the shared Consul by this address.
     pub(super) fn through(what: &str, address: &str) -> Scene {
-        let key = format!("run/{}", unique(what));
-        let (folder, address) = (Folder::new("run").unwrap(), address.to_owned());
-        Scene { key, folder, address, consul: shared_consul() }
+        Scene { address: address.to_owned(), ..Scene::new(what) }
     }
 
     pub(super) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
@@ -163,6 +166,12 @@ pub(super) fn stat(pid: Pid) -> Option<Vec<String>> {
 
 pub(super) fn is_alive(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
+}
+
+#[track_caller]
+pub(super) fn assert_ended(processes: &[Pid]) {
+    let left: Vec<_> = processes.iter().filter(|pid| is_alive(**pid)).collect();
+    assert!(left.is_empty(), "something is left: {left:?} of {processes:?}");
 }
 
 pub(super) fn is_stopped(pid: Pid) -> bool {

@@ -1,25 +1,18 @@
 //! What only shows when it is done often: never two at once.
 
-use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
+use std::{sync::OnceLock, time::Duration};
 
 use consul_lock::clock::{Clock, Instant};
 use rustix::process::{Pid, Signal};
-use testbed::{Consul, ConsulConfig, Fault, Folder, Proxy, say, wait_for};
+use testbed::{Consul, ConsulConfig, Fault, Proxy, say, wait_for};
 
 use super::scene::{Run, Scene, is_alive, kill, started, valid_until};
-use crate::fixtures::unique;
 
 /// A Consul for crowds, where so many connections are nobody's loss.
 fn crowded_consul() -> &'static Consul {
     static CONSUL: OnceLock<Consul> = OnceLock::new();
     let config = ConsulConfig { http_max_conns_per_client: Some(2000), ..Default::default() };
     CONSUL.get_or_init(|| Consul::start(config).unwrap())
-}
-
-fn scene(what: &str) -> Scene {
-    let consul = crowded_consul();
-    let key = format!("run/{}", unique(what));
-    Scene { key, folder: Folder::new("run").unwrap(), address: consul.address(), consul }
 }
 
 /// A holder that Consul will not hear from any more, and somebody who waits.
@@ -29,7 +22,6 @@ struct Trial {
     first: Run,
     second: Run,
     holder: Pid,
-    valid_until: Instant,
 }
 
 /// Writes its number into this file.
@@ -40,19 +32,13 @@ fn writes(file: &str) -> String {
 impl Trial {
     fn begin(flags: &[&str]) -> Trial {
         let proxy = Proxy::tcp(crowded_consul().http()).unwrap();
-        let behind = Scene { address: proxy.address().to_string(), ..scene("silent") };
+        let behind =
+            Scene { address: proxy.address().to_string(), ..Scene::at("silent", crowded_consul()) };
         let first = behind.start(flags, &writes("first"));
         let holder = behind.process("first");
         let scene = Scene { address: crowded_consul().address(), ..behind };
         let second = scene.start(flags, &writes("second"));
-        Trial {
-            scene,
-            proxy,
-            first,
-            second,
-            holder,
-            valid_until: Instant::from_boot(Duration::MAX),
-        }
+        Trial { scene, proxy, first, second, holder }
     }
 }
 
@@ -62,17 +48,18 @@ fn silence(ttl: u64, flags: &[&str], count: usize) {
     let mut trials: Vec<Trial> = (0..count).map(|_| Trial::begin(flags)).collect();
     let clock = Clock::boot();
     let cut = clock.now();
-    for trial in &mut trials {
+    let cut_off = |trial: &Trial| {
         trial.proxy.set(Fault::Blackhole);
-        trial.valid_until = valid_until(trial.holder);
-    }
-    let mut seen: BTreeMap<usize, Instant> = BTreeMap::new();
+        valid_until(trial.holder)
+    };
+    let ends: Vec<Instant> = trials.iter().map(cut_off).collect();
+    let mut last_seen = vec![cut; count];
     let patience = Duration::from_secs(4 * ttl + 20);
     let all = wait_for("every successor to run", patience, || {
-        for (number, trial) in trials.iter().enumerate() {
+        for (trial, last) in trials.iter().zip(&mut last_seen) {
             let now = clock.now();
             if is_alive(trial.holder) {
-                seen.insert(number, now);
+                *last = now;
             }
         }
         let is_up = |trial: &Trial| trial.scene.folder.path().join("second").exists();
@@ -83,8 +70,8 @@ fn silence(ttl: u64, flags: &[&str], count: usize) {
     let (mut least, mut longest) = (Duration::MAX, Duration::ZERO);
     for (number, trial) in trials.iter_mut().enumerate() {
         let successor = trial.scene.process("second");
-        let last = seen.get(&number).copied().unwrap_or(cut);
-        assert!(last < trial.valid_until, "{number}: it went on for too long");
+        let last = last_seen[number];
+        assert!(last < ends[number], "{number}: it went on for too long");
         // The kernel tells hundredths of a second.
         let began = started(successor) + Duration::from_millis(10);
         assert!(began > last, "{number}: two at once, from {began:?} to {last:?}");
@@ -110,7 +97,7 @@ fn a_hundred_silent_losses_and_never_two_at_once() {
 
 #[test]
 fn fifty_contenders_all_get_their_turn_and_never_two_at_once() {
-    let scene = scene("crowd");
+    let scene = Scene::at("crowd", crowded_consul());
     let works = "mkdir $F/inside || touch $F/two-at-once; sleep 0.01; rmdir $F/inside";
     let mut runs: Vec<Run> = (0..50).map(|_| scene.start(&["--ttl=60s"], works)).collect();
     for run in &mut runs {
