@@ -21,6 +21,7 @@
 //! - [`keeper`]: drives the protocol against Consul and the clock, one pair of keepers per claim.
 //! - [`controller`]: observe (memory) -> plan (pure) -> apply (I/O) -> status (pure) -> one patch, if
 //!   it differs.
+//! - [`holder`]: one lock held by this process, for those who hold one where the work is.
 //! - [`agent`]: holds a lock where the work is: `run -- CMD`, and the guard of its command.
 //! - [`replicas`]: which of the controller's replicas acts.
 //! - [`cli`]: flags and environment become one validated configuration.
@@ -57,6 +58,7 @@ pub mod clock;
 pub mod consul;
 pub mod controller;
 pub mod election;
+pub mod holder;
 pub mod keeper;
 pub mod lock;
 pub mod names;

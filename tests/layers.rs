@@ -20,9 +20,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("telemetry", &["api", "clock", "lock", "names"]),
     ("consul", &["clock", "names"]),
     ("keeper", &["clock", "consul", "election", "lock", "names", "telemetry"]),
+    ("holder", &["clock", "consul", "keeper", "lock", "names", "telemetry"]),
     ("replicas", &["api", "clock", "names", "telemetry"]),
     ("controller", &["api", "clock", "consul", "election", "keeper", "lock", "names", "telemetry"]),
-    ("agent", &["api", "clock", "consul", "keeper", "lock", "names", "telemetry"]),
+    ("agent", &["api", "clock", "consul", "holder", "keeper", "lock", "names", "telemetry"]),
     ("cli", &["agent", "api", "clock", "consul", "keeper", "names", "replicas", "telemetry"]),
 ];
 

@@ -17,7 +17,6 @@
 mod child;
 mod descendants;
 mod guard;
-mod holder;
 mod nested;
 mod notice;
 mod orders;

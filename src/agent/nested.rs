@@ -7,7 +7,6 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    holder::{Broken, Hold, Tenure},
     run::{RunError, RunSettings},
     terms::{self, Terms},
     valid_until,
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     clock::Clock,
     consul::Consul,
+    holder::{Broken, Hold, Tenure},
     names::{FencingToken, SessionId},
 };
 

@@ -6,7 +6,6 @@ use tokio::select;
 
 use super::{
     descendants,
-    holder::{Hold as _, Holder, Refused},
     nested::Outer,
     notice::{Notice, NoticeError},
     signals::{self, Signals},
@@ -16,6 +15,7 @@ use super::{
 use crate::{
     clock::Clock,
     consul::{Behavior, Class, Consul, SessionInfo},
+    holder::{Hold as _, Holder, Refused},
     keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
     lock::FailReason,
     names::{Key, NodeName, SessionId, SessionName},

@@ -7,7 +7,6 @@ use tokio::select;
 
 use super::{
     child::{Child, News},
-    holder::{Broken, Hold, Tenure},
     orders::{Ending, Report},
     run::{Outcome, RunError, RunSettings},
     signals::{self, Signals},
@@ -15,7 +14,10 @@ use super::{
     terms::Terms,
     valid_until::{VALID_UNTIL_FILE, ValidUntilFile},
 };
-use crate::clock::{Clock, Instant};
+use crate::{
+    clock::{Clock, Instant},
+    holder::{Broken, Hold, Tenure},
+};
 
 /// What carries our own right to talk to Consul, and no command's.
 const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];

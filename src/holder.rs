@@ -1,11 +1,20 @@
 //! One lock held by this process: a pair of keepers that somebody waits for.
+//!
+//! The seam between keepers and whoever holds a lock where the work is: a command (`agent`), or a
+//! program that uses this crate.
+//!
+//! # Guarantees
+//! A [`Tenure`] is shown before its *valid until* alone.
+//! # Not guaranteed
+//! That whoever was shown one stops in time: [`Hold::changed`] may come late. Compare *valid until*
+//! with the clock.
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, Instant},
     consul::{Class, Consul},
     keeper::{
         ClaimId, Follower, Jitter, KeeperView, Keepers, LockView, StopState, Trouble, Wanted,
@@ -16,7 +25,7 @@ use crate::{
 };
 
 /// Whoever knows until when a lock may be relied on.
-pub(super) trait Hold {
+pub trait Hold {
     /// The tenure, if it may be relied on.
     fn tenure(&self) -> Option<Tenure>;
 
@@ -29,8 +38,8 @@ pub(super) trait Hold {
 
 /// Contends for a lock from the beginning, and holds it once it is its own. Dropped, it releases
 /// nothing: the session ends by its TTL.
-pub(super) struct Holder<C> {
-    keepers: Keepers<C>,
+pub struct Holder<C> {
+    keepers: Arc<Keepers<C>>,
     id: ClaimId,
     follower: Follower,
     clock: Clock,
@@ -38,25 +47,29 @@ pub(super) struct Holder<C> {
 
 /// A lock that is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tenure {
-    pub(super) token: FencingToken,
-    pub(super) session: SessionId,
-    pub(super) valid_until: crate::clock::Instant,
+pub struct Tenure {
+    /// Its fencing token.
+    pub token: FencingToken,
+    /// The session that holds the key.
+    pub session: SessionId,
+    /// Up to when it may be relied on.
+    pub valid_until: Instant,
 }
 
 /// Why there is no lock, and will be none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub enum Refused {
     /// It was not free.
     Gave(FailReason),
     /// Consul did not answer, or will not do it.
     Trouble(Trouble),
+    /// A keeper has panicked.
     Broken,
 }
 
 /// A keeper has panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Broken;
+pub struct Broken;
 
 impl From<Broken> for Refused {
     fn from(_: Broken) -> Refused {
@@ -66,7 +79,7 @@ impl From<Broken> for Refused {
 
 impl<C: Consul> Holder<C> {
     /// Starts to contend. Must be called within a tokio runtime.
-    pub(super) fn contend(
+    pub fn contend(
         consul: C,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -77,12 +90,18 @@ impl<C: Consul> Holder<C> {
         let (wake, _) = mpsc::unbounded_channel();
         let keepers = Keepers::new(consul, clock.clone(), metrics, jitter, wake);
         let id = ClaimId(wanted.session.name.as_str().into());
+        Holder::among(Arc::new(keepers), clock, id, wanted)
+    }
+
+    /// The same among other holders of this process. `id` is nobody else's.
+    pub fn among(keepers: Arc<Keepers<C>>, clock: Clock, id: ClaimId, wanted: Wanted) -> Holder<C> {
         keepers.set(&id, wanted, None);
         let follower = keepers.follow(&id).expect("its keepers were started just now");
         Holder { keepers, id, follower, clock }
     }
 
-    pub(super) fn view(&self) -> KeeperView {
+    /// What its keepers know.
+    pub fn view(&self) -> KeeperView {
         self.follower.view()
     }
 
@@ -90,7 +109,7 @@ impl<C: Consul> Holder<C> {
     ///
     /// # Errors
     /// [`Refused`] when waiting longer would be in vain.
-    pub(super) async fn acquired(&mut self, once: bool) -> Result<Tenure, Refused> {
+    pub async fn acquired(&mut self, once: bool) -> Result<Tenure, Refused> {
         let mut trouble = None;
         loop {
             if let Some(tenure) = self.tenure() {
@@ -114,7 +133,7 @@ impl<C: Consul> Holder<C> {
 
     /// Releases the key, and destroys the session, in this order. Nobody may rely on the lock any
     /// more. Ends no later than Consul ends the session by itself.
-    pub(super) async fn release(&mut self) -> StopState {
+    pub async fn release(&mut self) -> StopState {
         self.keepers.stop(&self.id);
         loop {
             match self.follower.stopped() {
