@@ -17,12 +17,12 @@ mod status;
 
 pub use duration::{DurationError, DurationOrNever, GoDuration};
 pub use settings::{
-    AcquireSettings, CandidatesSettings, GateSettings, SessionBehavior, SessionSettings, Settings,
-    SpecError, VALUE_MAX_CHARS,
+    AcquireSettings, CandidatesSettings, GateSettings, ModeSettings, SessionBehavior,
+    SessionSettings, Settings, SpecError, VALUE_MAX_CHARS,
 };
 pub use spec::{
     AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLock, ConsulLockSpec, ExpressionSpec,
-    GatePolicy, GateSpec, OnLost, Operator, RoutingSpec, SelectorSpec, SessionSpec, Strategy,
+    GatePolicy, GateSpec, Mode, OnLost, Operator, RoutingSpec, SelectorSpec, SessionSpec, Strategy,
 };
 pub use status::{
     CandidatesStatus, ConsulLockStatus, ContainerStatus, GuaranteeStatus, HISTORY_LENGTH,

@@ -133,3 +133,24 @@ pub(super) fn gated_pods_are_not_replaced() -> Rule {
          no preempt, unreadyAfter or container",
     )
 }
+
+pub(super) fn agents_need_candidates() -> Rule {
+    Rule::new("!has(self.mode) || self.mode != 'Agent' || has(self.candidates)")
+        .message("mode: Agent is about pods that hold the key themselves: it needs candidates")
+}
+
+pub(super) fn agents_are_not_elected() -> Rule {
+    Rule::new(
+        "!has(self.mode) || self.mode != 'Agent' || (!has(self.gate) && (!has(self.candidates) \
+         || (!(has(self.candidates.preempt) && self.candidates.preempt) \
+         && (!has(self.candidates.strategy) || self.candidates.strategy == 'OldestReady') \
+         && !has(self.candidates.unreadyAfter) \
+         && (!has(self.candidates.unreachableAfter) \
+         || self.candidates.unreachableAfter in ['30s', 'never']))))",
+    )
+    .message(
+        "with mode: Agent the pods take the key themselves, and without proof of its death nobody \
+         replaces a holder: it takes no gate, and in candidates no preempt, no strategy: Priority, \
+         no unreadyAfter, and no unreachableAfter but its default and never",
+    )
+}

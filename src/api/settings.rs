@@ -14,8 +14,8 @@ use crate::names::{Key, KeyError};
 use super::{
     duration::{DurationError, GoDuration},
     spec::{
-        AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLockSpec, GatePolicy, OnLost,
-        Operator, SelectorSpec, SessionSpec, Strategy,
+        AcquireSpec, Behavior, CandidatesSpec, ChecksSpec, ConsulLockSpec, GatePolicy, Mode,
+        OnLost, Operator, SelectorSpec, SessionSpec, Strategy, default_unreachable_after,
     },
 };
 
@@ -33,6 +33,8 @@ const YEAR: Duration = Duration::from_secs(8760 * 3600);
 pub struct Settings {
     /// `None`: the default key.
     pub key: Option<Key>,
+    /// Who holds it.
+    pub mode: ModeSettings,
     /// The session.
     pub session: SessionSettings,
     /// How to contend.
@@ -47,6 +49,14 @@ pub struct Settings {
     pub delete_lost: bool,
     /// Release cleanly and stand by.
     pub paused: bool,
+}
+
+/// Who holds the key; see [`Mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the variant of `Mode` of the same name")]
+pub enum ModeSettings {
+    Managed,
+    Agent,
 }
 
 /// See [`CandidatesSpec`].
@@ -113,6 +123,15 @@ pub enum SpecError {
     /// No key.
     #[error("spec.key: {0}")]
     Key(#[from] KeyError),
+    /// No mode that we know.
+    #[error("spec.mode: {0:?} is neither Managed nor Agent")]
+    Mode(String),
+    /// Agents, and ways to elect or replace them.
+    #[error(
+        "spec.mode: Agent takes no gate, and in spec.candidates no preempt, no strategy: Priority, \
+         no unreadyAfter, and no unreachableAfter but its default and never"
+    )]
+    AgentsAreNotElected,
     /// No duration.
     #[error("{field}: {source}")]
     Duration {
@@ -193,6 +212,7 @@ impl ConsulLockSpec {
         let gate = gate(self)?;
         Ok(Settings {
             key: self.key.as_deref().map(Key::new).transpose()?,
+            mode: mode(self)?,
             session: session(&self.session)?,
             acquire: acquire(&self.acquire)?,
             value: self.value.clone(),
@@ -202,6 +222,26 @@ impl ConsulLockSpec {
             paused: self.paused,
         })
     }
+}
+
+fn mode(spec: &ConsulLockSpec) -> Result<ModeSettings, SpecError> {
+    let settings = match &spec.mode {
+        Mode::Managed => return Ok(ModeSettings::Managed),
+        Mode::Agent => ModeSettings::Agent,
+        Mode::Unrecognised(text) => return Err(SpecError::Mode(text.clone())),
+    };
+    let Some(candidates) = &spec.candidates else {
+        return Err(SpecError::NeedsCandidates("mode: Agent"));
+    };
+    let unreachable = &candidates.unreachable_after;
+    let replaces = candidates.preempt
+        || candidates.strategy != Strategy::OldestReady
+        || candidates.unready_after.is_some()
+        || (unreachable.bounded().is_some() && *unreachable != default_unreachable_after());
+    if spec.gate.is_some() || replaces {
+        return Err(SpecError::AgentsAreNotElected);
+    }
+    Ok(settings)
 }
 
 fn session(spec: &SessionSpec) -> Result<SessionSettings, SpecError> {
@@ -522,6 +562,16 @@ mod tests {
                 "spec.gate.policy: \"Dice\" is neither EachInTurn nor OncePerSchedule",
             ),
             ("onLost: DeletePod", "spec.onLost: DeletePod: needs spec.candidates"),
+            ("mode: Robot", "spec.mode: \"Robot\" is neither Managed nor Agent"),
+            ("mode: Agent", "spec.mode: Agent: needs spec.candidates"),
+            (
+                "{mode: Agent, candidates: {selector: {matchLabels: {a: b}}}, gate: {}}",
+                "spec.mode: Agent takes no gate",
+            ),
+            (
+                "{mode: Agent, candidates: {selector: {matchLabels: {a: b}}, unreachableAfter: 9s}}",
+                "no unreachableAfter but its default and never",
+            ),
             (
                 "{candidates: {selector: {matchLabels: {a: b}}}, routing: {service: 1web}}",
                 "spec.routing.service: \"1web\" is no name of a Service",

@@ -56,7 +56,9 @@ use super::{
     validation = rules::routing_needs_candidates(),
     validation = rules::gate_needs_candidates(),
     validation = rules::gated_pods_are_not_replaced(),
-    validation = rules::on_lost_needs_candidates()
+    validation = rules::on_lost_needs_candidates(),
+    validation = rules::agents_need_candidates(),
+    validation = rules::agents_are_not_elected()
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ConsulLockSpec {
@@ -69,6 +71,14 @@ pub struct ConsulLockSpec {
     #[schemars(with = "String", length(min = 1, max = 512), regex(pattern = rules::KEY_PATTERN))]
     #[x_kube(validation = rules::key_characters(), validation = rules::key_parts())]
     pub key: Option<String>,
+
+    /// Who holds the key. `Managed`: the controller, for the claim or for the pod that it elects.
+    /// `Agent`: the pods themselves, each through a `consul-lock agent` of its own; the controller
+    /// follows: it shows who holds the key, labels that pod and routes to it, and frees the key when
+    /// there is proof that the pod has ended. A change from Managed to Agent gives the controller's
+    /// tenure up first; from Agent to Managed the controller contends like anybody else.
+    #[serde(default)]
+    pub mode: Mode,
 
     /// The Consul session that the key is held under.
     #[serde(default)]
@@ -110,6 +120,19 @@ pub struct ConsulLockSpec {
     /// Release the key cleanly and stand by.
     #[serde(default)]
     pub paused: bool,
+}
+
+/// Who holds a claim's key.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The controller.
+    #[default]
+    Managed,
+    /// The pods, each through an agent of its own.
+    Agent,
+    /// A text that this version does not know. The schema does not admit it.
+    #[serde(untagged)]
+    Unrecognised(String),
 }
 
 /// The pods of which one is elected: those of the claim's namespace that match the selector. One
@@ -376,6 +399,7 @@ macro_rules! plain_enum {
     };
 }
 
+plain_enum!(Mode, "Managed", "Agent");
 plain_enum!(Behavior, "Release", "Delete");
 plain_enum!(Operator, "In", "NotIn", "Exists", "DoesNotExist");
 plain_enum!(Strategy, "OldestReady", "Priority");
@@ -390,7 +414,7 @@ fn default_lock_delay() -> GoDuration {
     GoDuration::new("15s")
 }
 
-fn default_unreachable_after() -> DurationOrNever {
+pub(super) fn default_unreachable_after() -> DurationOrNever {
     DurationOrNever::new("30s")
 }
 
