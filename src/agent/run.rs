@@ -198,7 +198,12 @@ impl RunSettings {
                 // Ours to see to: the command has to be stopped before.
                 max_hold: None,
             },
-            payload: Payload { holder, cluster: String::new(), value: self.value.clone() },
+            payload: Payload {
+                holder,
+                cluster: String::new(),
+                value: self.value.clone(),
+                pod: None,
+            },
             stance: Stance::FOR_ITSELF,
             record: None,
             attempt: 1,

@@ -361,6 +361,7 @@ fn payload(claim: &ConsulLock, value: &str, config: &Config) -> Payload {
         holder: recorded::identity(claim),
         cluster: config.cluster.clone(),
         value: value.to_owned(),
+        pod: None,
     }
 }
 

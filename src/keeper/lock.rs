@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::{
     AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Record, Recorded, SeenHolder,
@@ -73,17 +72,6 @@ pub(super) struct LockKeeper<C> {
     /// Who the first holder is was asked, with or without an answer.
     asked: bool,
     record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
-}
-
-/// The value of a held key: JSON, for other readers.
-#[derive(Serialize)]
-struct Value<'a> {
-    holder: &'a str,
-    cluster: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<&'a str>,
-    since: String,
-    value: &'a str,
 }
 
 /// What the lock's owner wants of it.
@@ -201,8 +189,7 @@ impl<C: Consul> LockKeeper<C> {
     pub(super) fn set_payload(&mut self, payload: Payload) {
         if self.payload != payload {
             self.payload = payload;
-            self.value = self.render_value();
-            self.on(Event::ValueChanged);
+            self.write_if_changed();
         }
     }
 
@@ -508,6 +495,9 @@ impl<C: Consul> LockKeeper<C> {
         if let Some(effect) = effect {
             self.perform(effect);
         }
+        if matches!(self.state(), State::Held { .. }) {
+            self.write_if_changed();
+        }
         self.hand_over_if_due();
         let hopeless = matches!(
             self.machine.seen().map(|seen| &seen.key),
@@ -612,14 +602,22 @@ impl<C: Consul> LockKeeper<C> {
     }
 
     fn render_value(&self) -> Vec<u8> {
-        let value = Value {
-            holder: &self.payload.holder,
-            cluster: &self.payload.cluster,
-            pod: self.tenant.as_ref().map(|tenant| &*tenant.pod),
-            since: self.since_as_written(),
-            value: &self.payload.value,
+        let token = match self.machine.state() {
+            State::Held { tenure, .. } | State::Adopting(Some(tenure)) => Some(tenure.token),
+            _ => None,
         };
-        serde_json::to_vec(&value).expect("a few strings are JSON")
+        let elected = self.tenant.as_ref().map(|tenant| &*tenant.pod);
+        self.payload.written(elected, &self.since_as_written(), token)
+    }
+
+    /// Writes the value anew if it should be another by now: the payload changed, or a token has
+    /// become known that the value is to tell.
+    fn write_if_changed(&mut self) {
+        let value = self.render_value();
+        if self.value != value {
+            self.value = value;
+            self.on(Event::ValueChanged);
+        }
     }
 
     fn perform(&mut self, effect: Effect) {

@@ -38,6 +38,7 @@ use crate::{
 
 mod claim;
 mod lock;
+mod payload;
 mod retry;
 mod session;
 mod shared;
@@ -52,6 +53,7 @@ mod watch;
 pub(crate) mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
+pub use payload::{Payload, PodIdentity};
 pub use shared::Jitter;
 use shared::{Shared, lock};
 pub use view::*;
@@ -141,18 +143,6 @@ pub struct AcquireSettings {
     pub try_once: bool,
     /// Release a tenure after this long.
     pub max_hold: Option<Duration>,
-}
-
-/// The JSON object in a held key: `{"holder", "cluster", "pod", "since", "value"}`. `since`, and
-/// `pod` of a tenure for one, are filled in by the keeper.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Payload {
-    /// `<namespace>/<name>` of the claim.
-    pub holder: String,
-    /// The cluster's name.
-    pub cluster: String,
-    /// The user's text; empty for none.
-    pub value: String,
 }
 
 /// What an earlier controller recorded of a claim, for a new one to go on with.

@@ -322,6 +322,7 @@ fn wanted(who: usize, random: &Random) -> Wanted {
             holder: format!("sim/{who}"),
             cluster: "sim".to_owned(),
             value: String::new(),
+            pod: None,
         },
         stance: contend(0),
         record: None,

@@ -274,6 +274,7 @@ fn wanted(name: &str) -> Wanted {
             holder: name.to_owned(),
             cluster: "lab".to_owned(),
             value: String::new(),
+            pod: None,
         },
         stance: Stance::FOR_ITSELF,
         record: None,

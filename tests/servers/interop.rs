@@ -93,6 +93,7 @@ impl Ours {
                 holder: name.clone(),
                 cluster: "test".to_owned(),
                 value: String::new(),
+                pod: None,
             },
             stance: Stance::FOR_ITSELF,
             record: None,

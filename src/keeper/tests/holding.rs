@@ -164,6 +164,70 @@ async fn key_that_changed_hands_unseen_is_not_rewritten_into_the_old_tenure() {
     assert!(token > strangers, "{token} is older than the stranger's {strangers}");
 }
 
+// ---- a pod that holds the key by itself ----
+
+fn by_pod(lab: &Lab) -> Contender {
+    let mut one = lab.contender("one");
+    one.wanted.payload.pod = Some(PodIdentity { name: "pod-1".into(), uid: "0f2a".into() });
+    one
+}
+
+/// What the key says: whose it is, and in which tenure.
+fn written(lab: &Lab) -> (String, Option<String>) {
+    let value: serde_json::Value = serde_json::from_slice(&lab.pair().value).unwrap();
+    let field = |name: &str| value[name].as_str().map(str::to_owned);
+    (field("uid").unwrap_or_default(), field("token"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_of_a_pod_that_holds_the_key_by_itself_is_written_beside_it_and_stays() {
+    let lab = Lab::new();
+    let mut one = by_pod(&lab);
+    let token = one.holds(&lab).await;
+    let told = ("0f2a".to_owned(), Some(token.to_string()));
+    lab.until(MOMENT, "the token in the key", || written(&lab) == told).await;
+    assert!(lab.pair().modify_index > token.get(), "it was written by another commit");
+    one.change(|wanted| wanted.payload.value = "new".to_owned());
+    lab.pass(TTL * 2).await;
+    assert_eq!((one.token(), written(&lab)), (Some(token), told));
+    assert_eq!(one.line.sent(Operation::Transaction).len(), 3);
+    assert_eq!(one.view().ended.len(), 0);
+
+    lab.consul.delete(&key()).await.unwrap();
+    lab.until(MOMENT, "a new tenure", || one.token().is_some_and(|new| new > token)).await;
+    let told = one.token().map(|token| token.to_string());
+    lab.until(MOMENT, "the new token in the key", || written(&lab).1 == told).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_that_is_held_for_others_is_written_once() {
+    let lab = Lab::new();
+    let mut one = lab.contender("one");
+    one.wanted.stance = for_pod("a");
+    one.holds(&lab).await;
+    lab.pass(TTL * 2).await;
+    assert_eq!(one.line.sent(Operation::Transaction).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenure_that_the_key_tells_of_is_adopted_with_its_token() {
+    let lab = Lab::new();
+    let one = by_pod(&lab);
+    let token = one.holds(&lab).await;
+    lab.until(MOMENT, "the token in the key", || written(&lab).1.is_some()).await;
+    let session = one.session();
+    drop(one);
+    lab.pass(S * 3).await;
+    let before = lab.pair();
+    let new = by_pod(&lab);
+    let recorded = new.wanted.payload.left_behind(&before);
+    assert_eq!(recorded.as_ref().map(|recorded| &recorded.session), Some(&session));
+    new.keepers.set(&new.id, new.wanted.clone(), recorded);
+    assert_eq!(new.gets_it(&lab, MOMENT).await, token);
+    lab.pass(TTL * 2).await;
+    assert_eq!((new.token(), lab.pair().value), (Some(token), before.value));
+}
+
 // ---- adoption ----
 
 #[tokio::test(start_paused = true)]
