@@ -70,6 +70,7 @@ pub struct Wanted {
     /// The key to contend for.
     pub key: Key,
     /// The prefix whose shared watch observes the key; the key starts with it, and it ends in `/`.
+    /// Or the key itself, which is then watched alone.
     pub prefix: Arc<str>,
     /// How the session is made. A change while a tenure lasts takes effect with the next session.
     pub session: SessionSettings,

@@ -1,8 +1,9 @@
 //! Shared prefix watches: one blocking query per prefix observes every key under it.
 //!
 //! Consul answers a blocking query on a prefix with the whole prefix after any change there, so one
-//! parked request stands in for one per lock. The polls read `stale`: they may be behind, and
-//! nothing is decided by them but to ask.
+//! parked request stands in for one per lock. Whoever holds one lock names the key itself in place
+//! of a prefix, and nobody reads the keys that are longer. The polls read `stale`: they may be
+//! behind, and nothing is decided by them but to ask.
 //!
 //! # Guarantees
 //! A feed shows every lasting state of its key, in order, as soon as the answering server has it
@@ -25,7 +26,9 @@ use super::{
 };
 use crate::{
     clock::Instant,
-    consul::{Blocking, Class, Consistency, Consul, ConsulError, KvPair, Listing, Operation},
+    consul::{
+        Blocking, Class, Consistency, Consul, ConsulError, KvPair, Listing, Operation, Reading,
+    },
     names::Key,
 };
 
@@ -107,22 +110,35 @@ impl<C: Consul> Watches<C> {
 
 /// Polls until nobody listens.
 async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mutex<Prefix>>) {
+    // A prefix ends in a `/`, and no key does.
+    let alone = Key::new(&prefix).ok();
     let mut backoff = Backoff::default();
     let mut bucket = Bucket::full(shared.clock.now());
     let mut after = 0;
     while lock(&state).is_wanted() {
         let ready = bucket.take(shared.clock.now());
         shared.clock.sleep_until(ready).await;
-        let request =
-            shared.consul.watch_prefix(&prefix, Blocking { after, wait: WAIT }, Consistency::Stale);
+        let blocking = Blocking { after, wait: WAIT };
         let within = if after == 0 { FIRST } else { WAIT + WAIT / 16 + SLACK };
-        match shared.attempt(Operation::WatchPrefix, within, request).await {
+        let listing = match &alone {
+            Some(key) => {
+                let request = shared.consul.watch_key(key, blocking, Consistency::Stale);
+                let reading = shared.attempt(Operation::WatchKey, within, request).await;
+                reading
+                    .map(|Reading { pair, index }| Listing { pairs: Vec::from_iter(pair), index })
+            }
+            None => {
+                let request = shared.consul.watch_prefix(&prefix, blocking, Consistency::Stale);
+                shared.attempt(Operation::WatchPrefix, within, request).await
+            }
+        };
+        match listing {
             Ok(listing) => {
                 backoff.clear();
                 after = lock(&state).update(listing);
             }
             Err(error) => {
-                tracing::warn!(%prefix, %error, "cannot watch the prefix");
+                tracing::warn!(%prefix, %error, "cannot watch");
                 let pause = backoff.pause(error.class, shared.jitter());
                 lock(&state).failed(error);
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
@@ -165,9 +181,9 @@ impl Prefix {
 
     fn succeeded(&mut self) {
         self.failures = 0;
-        if self.trouble.take().is_some() {
+        if let Some(trouble) = self.trouble.take() {
             for answers in self.feeds.values().flat_map(|listeners| &listeners.answers) {
-                answers.succeeded(Operation::WatchPrefix);
+                answers.succeeded(trouble.operation);
             }
         }
     }

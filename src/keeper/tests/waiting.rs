@@ -253,3 +253,24 @@ async fn a_thousand_that_wait_send_renewals_and_one_parked_poll() {
     assert!(polls <= 1, "{polls} polls");
     assert!((5_000..=7_500).contains(&renewals), "{renewals} renewals");
 }
+
+#[tokio::test(start_paused = true)]
+async fn key_that_is_watched_alone_is_waited_for_as_well_and_longer_ones_are_not_read() {
+    let lab = Lab::new();
+    let (mut one, mut two) = (lab.contender("one"), lab.contender("two"));
+    (one.wanted.prefix, two.wanted.prefix) = (KEY.into(), KEY.into());
+    one.holds(&lab).await;
+    two.set();
+    lab.pass(S).await;
+    assert_eq!(two.view().lock, LockView::Waiting);
+    let begin = lab.now();
+    for suffix in 0..9 {
+        let longer = Key::new(&format!("{KEY}{suffix}")).unwrap();
+        lab.consul.put(&longer, b"no lock", None, PutMode::Plain).await.unwrap();
+        lab.pass(S / 5).await;
+    }
+    assert_eq!(two.line.sent_since(begin), [], "nothing that concerns it");
+    one.keepers.stop(&one.id);
+    two.gets_it(&lab, MOMENT).await;
+    assert_eq!(two.line.sent(Operation::WatchPrefix), []);
+}
