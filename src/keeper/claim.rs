@@ -85,6 +85,7 @@ impl<C: Consul> ClaimKeeper<C> {
                     Stance::StandBy(_) => None,
                 },
                 acquire: wanted.acquire.clone(),
+                lent: wanted.session.lent.is_some(),
             },
             watches.feed(&wanted.prefix, &wanted.key, &answers),
             recorded.as_ref(),

@@ -39,6 +39,9 @@ pub(super) struct LockKeeper<C> {
     shared: Arc<Shared<C>>,
     answers: Answers,
     key: Key,
+    lent: bool,
+    /// What was written by attempts that may have taken the key, and what they expected of it.
+    attempts: (Option<Expect>, Vec<Vec<u8>>),
     payload: Payload,
     /// The pod that the next tenure is to be for.
     leader: Option<Arc<Leader>>,
@@ -80,6 +83,8 @@ pub(super) struct LockSettings {
     pub(super) payload: Payload,
     pub(super) leader: Option<Arc<Leader>>,
     pub(super) acquire: AcquireSettings,
+    /// The session is lent, and may be to others, too.
+    pub(super) lent: bool,
 }
 
 impl From<&AcquireSettings> for Settings {
@@ -123,6 +128,8 @@ impl<C: Consul> LockKeeper<C> {
             shared,
             answers,
             key: settings.key,
+            lent: settings.lent,
+            attempts: (None, Vec::new()),
             payload: settings.payload,
             leader: settings.leader,
             instead: EndReason::Preempted,
@@ -170,6 +177,11 @@ impl<C: Consul> LockKeeper<C> {
                 | State::HandingOver { .. }
                 | State::Releasing(_)
         )
+    }
+
+    fn has_tenure(&self) -> bool {
+        use State::{HandingOver, Held, Releasing};
+        matches!(self.state(), Held { .. } | HandingOver { .. } | Releasing(_))
     }
 
     pub(super) fn want(&mut self, want: Want) {
@@ -356,7 +368,11 @@ impl<C: Consul> LockKeeper<C> {
         let Some(pair) = pair else { return KeyState::Missing };
         match &pair.session {
             Some(session) if Some(session) == self.session.as_ref() => {
-                KeyState::Ours { intact: pair.flags == LOCK_FLAGS && pair.value == self.value }
+                let intact = pair.flags == LOCK_FLAGS && pair.value == self.value;
+                // No two attempts write the same: who made it and when is part of it.
+                let is_ours =
+                    !self.lent || self.has_tenure() || self.attempts.1.contains(&pair.value);
+                if is_ours { KeyState::Ours { intact } } else { KeyState::Other(session.clone()) }
             }
             Some(session) => KeyState::Other(session.clone()),
             None if pair.flags == LOCK_FLAGS => KeyState::Free,
@@ -650,6 +666,10 @@ impl<C: Consul> LockKeeper<C> {
         };
         self.call = Some(match effect {
             Effect::LockKey(expect) => {
+                if self.attempts.0 != Some(expect) {
+                    self.attempts = (Some(expect), Vec::new());
+                }
+                self.attempts.1.push(self.value.clone());
                 let check = match expect {
                     Expect::Missing => TxnOp::CheckNotExists { key },
                     Expect::Index(index) => TxnOp::CheckIndex { key, index },

@@ -274,3 +274,22 @@ async fn key_that_is_watched_alone_is_waited_for_as_well_and_longer_ones_are_not
     two.gets_it(&lab, MOMENT).await;
     assert_eq!(two.line.sent(Operation::WatchPrefix), []);
 }
+
+#[tokio::test(start_paused = true)]
+async fn session_that_is_lent_twice_gives_the_key_to_one_after_the_other() {
+    let lab = Lab::new();
+    let session = lab.stranger(Duration::ZERO).await;
+    let (mut one, mut two) = (lab.contender("one"), lab.contender("two"));
+    for contender in [&mut one, &mut two] {
+        contender.wanted.session.lent = Some(session.clone());
+    }
+    one.set();
+    two.set();
+    lab.pass(S).await;
+    let (first, second) = if one.token().is_some() { (one, two) } else { (two, one) };
+    let token = first.gets_it(&lab, MOMENT).await;
+    lab.pass(S * 20).await;
+    assert_eq!((first.token(), second.token()), (Some(token), None));
+    first.keepers.stop(&first.id);
+    assert!(second.gets_it(&lab, MOMENT).await > token);
+}
