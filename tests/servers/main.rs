@@ -24,6 +24,7 @@ mod faults_controller;
 mod faults_kubernetes;
 mod fixtures;
 mod gates;
+mod handovers;
 mod interop;
 mod pods;
 mod process;
