@@ -4,7 +4,7 @@
 //!
 //! What it promises:
 //!
-//! * Servers are ordinary processes: no root, no containers, but for [`Cluster`]. They come from
+//! * Servers are ordinary processes: no root, no containers, but for [`Cluster`] and [`Island`]. They come from
 //!   PATH or are built from `tools/` ([`tools`]).
 //! * Ports are random and folders short-lived, so that tests run in parallel.
 //! * Every wait has a deadline ([`wait_for`]), and what did not come up shows the end of its log.
@@ -39,7 +39,7 @@ pub use consul::{Consul, ConsulConfig};
 pub use control_plane::ControlPlane;
 pub use folder::{Folder, tail};
 pub use http::{Reply, request};
-pub use node::{BACKEND_IMAGE, Cluster, Image};
+pub use node::{BACKEND_IMAGE, Cluster, Image, Island};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};
 pub use proxy::{Answer, Fault, Proxy};

@@ -18,6 +18,7 @@ mod containerd;
 mod enclosure;
 mod host;
 mod image;
+mod island;
 mod kubelet;
 mod leftovers;
 mod loops;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use containerd::Containerd;
 use enclosure::Enclosure;
 pub use image::{BACKEND_IMAGE, Image};
+pub use island::Island;
 use loops::Place;
 use network::Network;
 

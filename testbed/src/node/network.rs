@@ -140,6 +140,11 @@ impl Network {
         self.shell(CUT)
     }
 
+    /// The link to the world is down.
+    pub(super) fn unplug(&self) -> Result<(), BedError> {
+        self.shell("ip link set \"$world\" down")
+    }
+
     /// All come through again.
     pub(super) fn heal(&self) -> Result<(), BedError> {
         self.shell(HEAL)

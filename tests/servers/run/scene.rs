@@ -8,7 +8,7 @@ use std::{
 };
 
 use consul_lock::clock::{Clock, Instant};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use testbed::{Consul, Folder, reaper, wait_for};
 
@@ -76,7 +76,7 @@ impl Scene {
 
     /// What it prints goes into a file: the end of a pipe would be that of all who hold it, and so
     /// hide that somebody is left.
-    fn beside(&self, command: &mut Command) -> Run {
+    pub(super) fn beside(&self, command: &mut Command) -> Run {
         let said = self.folder.path().join(unique(".said"));
         let file = File::create(&said).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
@@ -138,6 +138,12 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn pid(&self) -> Pid {
         Pid::from_child(&self.run)
+    }
+
+    /// The end of everybody in its process group.
+    pub(super) fn end(mut self) {
+        kill_process_group(self.pid(), Signal::KILL).unwrap();
+        self.wait();
     }
 
     pub(super) fn send(&self, signal: Signal) {
