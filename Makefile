@@ -8,7 +8,7 @@ GO ?= go
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate servers tools bench need-rust need-lints need-go need-cc
+.PHONY: help demo test soak lint generate servers tools bench need-rust need-lints need-go need-cc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ demo: servers ## start the servers, the controller and a story to watch
 
 test: tools ## run every test, from unit tests to real servers
 	$(CARGO) test --locked --workspace
+
+soak: servers ## take Consul's servers away under held locks, fifty times each way; most of an hour
+	ROUNDS=50 $(CARGO) test --locked --test servers run::cluster
 
 lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 	$(CARGO) fmt --all --check

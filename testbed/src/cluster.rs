@@ -54,6 +54,25 @@ impl ConsulCluster {
         })
     }
 
+    /// Starts an agent that is no server, on 127.0.0.4: as there is one on each machine, through
+    /// which clients talk to Consul whichever server is away.
+    ///
+    /// # Errors
+    /// It did not come up.
+    pub fn agent(&self) -> Result<Consul, BedError> {
+        let join: Vec<String> = self.servers.iter().map(|one| one.serf().to_string()).collect();
+        let extra = json!({
+            "server": false, "bootstrap_expect": 0, "retry_join": join, "retry_interval": "1s",
+        });
+        let config = ConsulConfig { persistent: true, extra, ..ConsulConfig::default() };
+        with_free_ports(|| {
+            let place = Place::reserve(Ipv4Addr::new(127, 0, 0, 4))?;
+            let agent = Consul::prepare(&config, place, "consul-agent")?;
+            agent.server().start_again()?;
+            Ok(agent)
+        })
+    }
+
     /// The servers. To stop, kill, pause or restart one, use its [`Consul::server`].
     #[must_use]
     pub fn servers(&self) -> &[Consul] {

@@ -176,6 +176,11 @@ impl Consul {
         (self.place.ip, self.place.rpc.number()).into()
     }
 
+    /// Where others join it.
+    pub(crate) fn serf(&self) -> SocketAddr {
+        self.place.serf()
+    }
+
     /// Its Unix socket; nobody listens there without [`ConsulConfig::unix_socket`].
     #[must_use]
     pub fn unix_socket(&self) -> PathBuf {

@@ -21,6 +21,7 @@ use crate::{
     site::Site,
 };
 
+mod cluster;
 mod instants;
 mod scene;
 mod trials;
