@@ -9,7 +9,7 @@
 //! An error names the flag and says what is allowed. Secrets appear in no error, no help text and
 //! no `Debug`.
 
-use std::{ffi::OsString, fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{ffi::OsString, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable,
@@ -41,8 +41,13 @@ pub enum Job {
     Controller(Box<ControllerConfig>),
     /// `consul-lock run`
     Run(Box<RunConfig>),
-    /// `consul-lock guard`, which only `run` starts: program and arguments.
-    Guard(Vec<OsString>),
+    /// `consul-lock guard`, which only `run` starts.
+    Guard {
+        /// The folder of the command's cgroup.
+        cgroup: Option<PathBuf>,
+        /// Program and arguments.
+        command: Vec<OsString>,
+    },
     /// `consul-lock crd`
     Crd,
 }
@@ -118,7 +123,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     let matches = command.try_get_matches_from(args)?;
     match Raw::from_arg_matches(&matches)?.command {
         RawCommand::Crd => Ok(Job::Crd),
-        RawCommand::Guard { command } => Ok(Job::Guard(command)),
+        RawCommand::Guard { cgroup, command } => Ok(Job::Guard { cgroup, command }),
         RawCommand::Run(raw) => {
             let matches = matches.subcommand_matches("run").unwrap_or(&matches);
             Ok(Job::Run(Box::new(raw.validate(matches)?)))
@@ -163,6 +168,8 @@ enum RawCommand {
     /// Started by `run`, between itself and its command
     #[command(hide = true)]
     Guard {
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },

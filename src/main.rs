@@ -109,7 +109,9 @@ fn main() -> ExitCode {
         Ok(Job::Crd) => print_crd().map(|()| 0),
         Ok(Job::Controller(config)) => run_controller(*config).map(|()| 0),
         Ok(Job::Run(config)) => run_command(*config),
-        Ok(Job::Guard(command)) => agent::guard(&command).map_err(Failure::Guard).map(|()| 0),
+        Ok(Job::Guard { cgroup, command }) => {
+            agent::guard(cgroup, &command).map_err(Failure::Guard).map(|()| 0)
+        }
         Err(error) => return ExitCode::from(if error.report() { 0 } else { 2 }),
     };
     match done {
