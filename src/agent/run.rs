@@ -197,6 +197,7 @@ impl RunSettings {
                 try_once: self.try_once,
                 // Ours to see to: the command has to be stopped before.
                 max_hold: None,
+                give_way: None,
             },
             payload: Payload {
                 holder,

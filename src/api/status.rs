@@ -218,6 +218,11 @@ pub struct CandidatesStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub first: Option<String>,
+
+    /// Who ranks first of those that do not lead: the next in line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub next: Option<String>,
 }
 
 /// A claim's session.
@@ -267,7 +272,7 @@ pub struct TenureStatus {
     pub from: Time,
     /// When it ended.
     pub to: Time,
-    /// Why it ended. In order: Paused, Stopped, MaxHold; of an elected pod: Preempted, PodFinished,
+    /// Why it ended. In order: Paused, Stopped, MaxHold, HandedOver; of an elected pod: Preempted, PodFinished,
     /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost:
     /// Expired, SessionInvalidated, KeyDeleted, KeyTaken. Not known, and treated as lost:
     /// Superseded.

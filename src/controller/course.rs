@@ -18,7 +18,9 @@ use super::{
 use crate::{
     api::{self, GateSettings},
     clock::Instant,
-    election::{self, Badged, Candidate, Choice, Election, Leader, Origin, Refusal, Run},
+    election::{
+        self, Badged, Candidate, Choice, Election, HandoverRefusal, Leader, Origin, Refusal, Run,
+    },
     keeper::Stance,
     lock::EndReason,
     names::FencingToken,
@@ -51,6 +53,8 @@ pub(super) struct Course {
     pub(super) told: Told,
     /// The tenure has lasted for `acquire.maxHold`, and its pod knows.
     pub(super) max_hold_is_over: bool,
+    /// The tenure of a claim that contends for itself that is to make room for another contender.
+    pub(super) give_way: Option<FencingToken>,
     /// When time alone changes something.
     pub(super) again: Option<Instant>,
 }
@@ -131,6 +135,8 @@ pub(super) struct Told {
     pub(super) election: Option<Election>,
     /// What is needed and has not been listed.
     pub(super) unlisted: Option<&'static str>,
+    /// Why the tenure is not handed over, though somebody asked for it.
+    pub(super) refused: Option<String>,
     /// The record of runs cannot be read, so nothing starts.
     pub(super) unreadable: Option<String>,
     /// How the traffic is routed, if it is to be.
@@ -199,6 +205,10 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
         |uid: &str| delete_lost && pods.badges().any(|one| *one.uid == *uid && pods.has_lost(one));
     let wearer = wearer.filter(|wearer| !is_doomed(&wearer.uid));
     let traffic = route(seen, settings, wearer);
+    let (give_way, refused) = match may {
+        May::Contend(settings) => handover(pods, settings, election.as_ref()),
+        _ => (None, None),
+    };
     let again = election.as_ref().and_then(|election| election.again);
     Course {
         retreat: traffic.retreat,
@@ -215,10 +225,12 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
             },
             unlisted,
             election,
+            refused,
             routing: traffic.told,
         },
         stance,
         max_hold_is_over,
+        give_way,
         again: [again, holds_until.filter(|end| now < *end)].into_iter().flatten().min(),
     }
 }
@@ -264,6 +276,28 @@ fn stance(
         Choice::Nobody { reason, .. } => Some(Stance::StandBy(*reason)),
     };
     (stance, Some(election))
+}
+
+/// Whether the tenure of a claim without candidates is to make room, if somebody asked for it; why a
+/// tenure is not handed over.
+fn handover(
+    pods: &Electorate,
+    settings: &api::Settings,
+    election: Option<&Election>,
+) -> (Option<FencingToken>, Option<String>) {
+    let asked = match &pods.handover {
+        None => return (None, None),
+        Some(Err(malformed)) => return (None, Some(malformed.to_string())),
+        Some(Ok(asked)) => asked,
+    };
+    let refused = match (&settings.candidates, &asked.to) {
+        (Some(_), _) => election.and_then(|election| election.refused.clone()),
+        (None, Some(_)) => Some(HandoverRefusal::ElectsNobody),
+        (None, None) => None,
+    };
+    let for_itself = settings.candidates.is_none() && pods.standing.leader().is_none();
+    let give_way = (for_itself && asked.to.is_none()).then_some(asked.token);
+    (give_way, refused.map(|refusal| refusal.to_string()))
 }
 
 /// What has not been listed, and has to be before anybody is elected or relieved. That a leader is

@@ -18,8 +18,8 @@ use crate::{
     clock::Instant,
     consul::Consul,
     election::{
-        self, Backend, Badged, Candidate, MANAGED_BY, MANAGED_BY_LABEL, Origin, Present, Reach,
-        Runs, Unreadable,
+        self, Backend, Badged, Candidate, HANDOVER_ANNOTATION, Handover, MANAGED_BY,
+        MANAGED_BY_LABEL, NoHandover, Origin, Present, Reach, Runs, Unreadable,
     },
     keeper::{ClaimId, KeeperView, LockView, RecordedTenure},
     lock::EndReason,
@@ -36,6 +36,8 @@ pub(super) struct Electorate {
     pub(super) candidates: Vec<Candidate>,
     /// The leader of the present tenure, and how it fares.
     pub(super) present: Option<Present>,
+    /// What somebody asked for, of the present tenure.
+    pub(super) handover: Option<Result<Handover, NoHandover>>,
     /// Where the leader listens, while its pod exists.
     pub(super) backend: Option<Backend>,
     /// What has run, as far as this leader knows, of a claim with `OncePerSchedule`.
@@ -213,6 +215,7 @@ pub(super) fn electorate<C: Consul>(
         matching.map(|pod| seen(pod, true)).collect()
     });
     let selects = |pod: &Pod| wanted.is_some_and(|wanted| wanted.selector.matches(pod.labels()));
+    let handover = handover(claim, &standing);
     let leaders_pod = standing.leader().map(|elected| find(caches, &elected.uid));
     let present = standing.leader().zip(leaders_pod.as_ref()).map(|(elected, (pod, exists))| {
         let exists = *exists;
@@ -223,8 +226,15 @@ pub(super) fn electorate<C: Consul>(
         let away = !exists || reach == Reach::Unreachable;
         let (unready_since, unreachable_since) =
             leader.ledger.notice(id, &elected.uid, unready, away, now);
-        let leader = Arc::clone(elected);
-        Present { leader, pod, exists, reach, unready_since, unreachable_since }
+        Present {
+            leader: Arc::clone(elected),
+            pod,
+            exists,
+            reach,
+            unready_since,
+            unreachable_since,
+            handover: handover.as_ref().and_then(|asked| asked.clone().ok()),
+        }
     });
     let (leaders_pod, exists) = leaders_pod.unwrap_or_default();
     Electorate {
@@ -238,10 +248,19 @@ pub(super) fn electorate<C: Consul>(
         candidates: candidates.unwrap_or_default(),
         traffic: traffic(leader, id, claim, settings),
         present,
+        handover,
         runs,
         runs_read,
         standing,
     }
+}
+
+/// What the claim's annotation asks for, unless it speaks of a tenure that is over.
+fn handover(claim: &ConsulLock, standing: &Standing) -> Option<Result<Handover, NoHandover>> {
+    let Standing::Held { token, .. } = standing else { return None };
+    let asked = claim.annotations().get(HANDOVER_ANNOTATION)?.parse::<Handover>();
+    Some(asked)
+        .filter(|asked| asked.as_ref().is_ok_and(|asked| asked.token == *token) || asked.is_err())
 }
 
 /// What has run: what the present tenure read, or an earlier one.
@@ -343,4 +362,31 @@ fn traffic<C: Consul>(
 
 fn age(slice: &EndpointSlice) -> (Option<jiff::Timestamp>, String) {
     (slice.creation_timestamp().map(|time| time.0), slice.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::sample::{at, claim};
+
+    #[test]
+    fn only_the_tenure_that_is_named_is_asked_to_go() {
+        let asked = |text: &str, standing: &Standing| {
+            let mut claim = claim("{}");
+            claim.annotations_mut().insert(HANDOVER_ANNOTATION.to_owned(), text.to_owned());
+            handover(&claim, standing)
+        };
+        let token = FencingToken::new(41);
+        let held = Standing::Held { leader: None, token, began: at(5), record: None };
+        let meant = Handover { token, to: Some("b".into()) };
+        assert_eq!(asked("41 b", &held), Some(Ok(meant)));
+        for over in ["40", "40 b", "42"] {
+            assert_eq!(asked(over, &held), None, "{over}");
+        }
+        assert!(asked("b", &held).is_some_and(|asked| asked.is_err()));
+        for none in [Standing::None, Standing::Adopting { leader: None }] {
+            assert_eq!(asked("41 b", &none), None);
+        }
+        assert_eq!(handover(&claim("{}"), &held), None);
+    }
 }

@@ -20,7 +20,7 @@ struct Payload {
 
 /// The holder as a status shows it. What others wrote is shortened and stripped of control
 /// characters, for it ends up on somebody's terminal.
-pub(super) fn of(seen: &SeenHolder) -> HolderStatus {
+pub fn of(seen: &SeenHolder) -> HolderStatus {
     let named_like_ours =
         seen.session_name.as_ref().is_none_or(|name| name.starts_with(SESSION_PREFIX));
     let payload = serde_json::from_slice::<Payload>(&seen.value);

@@ -272,6 +272,7 @@ impl<C: Consul> Leader<C> {
                 view: applied.view.as_ref(),
                 paused: planned.judged.settings.as_ref().is_some_and(|settings| settings.paused),
                 nobody: planned.course.told.nobody(),
+                refused: planned.course.told.refused.as_deref(),
                 unreadable: planned.course.told.unreadable.as_deref(),
                 unlisted: planned.course.told.unlisted,
                 recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),

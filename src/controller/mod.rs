@@ -85,6 +85,7 @@ mod tenancy;
 mod verdict;
 mod writer;
 
+pub use holder::of as holder_on_key;
 pub use lead::LeadError;
 pub use tenancy::KeyPrefix;
 pub use writer::{Class, MayAct, WriteError};

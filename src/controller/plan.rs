@@ -344,6 +344,7 @@ fn wanted(claim: &ConsulLock, judged: &Judged, course: &Course, config: &Config)
                 .acquire
                 .max_hold
                 .filter(|_| settings.candidates.is_none() || course.max_hold_is_over),
+            give_way: course.give_way,
         },
         payload: payload(claim, &settings.value, config),
         stance: course.stance.clone()?,

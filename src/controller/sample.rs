@@ -127,6 +127,7 @@ pub(super) fn electorate(standing: Standing) -> Electorate {
         known: true,
         candidates: Vec::new(),
         present: None,
+        handover: None,
         backend: None,
         runs: Runs::default(),
         runs_read: None,

@@ -168,6 +168,7 @@ fn candidates(report: &Report<'_>, previous: &ConsulLockStatus) -> Option<Candid
         matching: count(election.matching),
         eligible: count(election.eligible),
         first: election.first.as_ref().map(ToString::to_string),
+        next: election.next.as_ref().map(ToString::to_string),
     })
 }
 

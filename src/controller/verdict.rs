@@ -26,6 +26,8 @@ pub(super) struct Facts<'a> {
     pub(super) paused: bool,
     /// Why none of its pods may be elected, if that is so.
     pub(super) nobody: Option<&'a str>,
+    /// Why the tenure is not handed over, though somebody asked for it.
+    pub(super) refused: Option<&'a str>,
     /// What is wrong with the record of runs beside the key, of a claim that needs it.
     pub(super) unreadable: Option<&'a str>,
     /// What has not been listed, of what its candidates and routing need.
@@ -81,6 +83,7 @@ pub(super) enum Reason {
     Deleting,
     Expired,
     HandingOver,
+    HandoverRefused,
     Held,
     HeldElsewhere,
     InvalidSpec,
@@ -108,6 +111,7 @@ impl Reason {
             Reason::Deleting => "Deleting",
             Reason::Expired => "Expired",
             Reason::HandingOver => "HandingOver",
+            Reason::HandoverRefused => "HandoverRefused",
             Reason::Held => "Held",
             Reason::HeldElsewhere => "HeldElsewhere",
             Reason::InvalidSpec => "InvalidSpec",
@@ -175,6 +179,7 @@ const RULES: &[Rule] = &[
     invalid_spec,
     key_not_allowed,
     runs_unreadable,
+    handover_refused,
     held,
     namespace_unknown,
     pods_unknown,
@@ -268,6 +273,14 @@ fn held(facts: &Facts<'_>) -> Option<Verdict> {
         message += &format!("; {unlisted} cannot be listed, so it would not be replaced");
     }
     Some(Verdict::new(Phase::Held, Truth::True, Reason::Held, message))
+}
+
+/// The tenure goes on as it was.
+fn handover_refused(facts: &Facts<'_>) -> Option<Verdict> {
+    let refused = facts.refused?;
+    let held = held(facts)?;
+    let message = format!("{}; it is not handed over: {refused}", held.message);
+    Some(Verdict { reason: Reason::HandoverRefused, message, ..held })
 }
 
 fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
@@ -461,6 +474,7 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::Paused => "the claim was paused",
         EndReason::Stopped => "the claim stops contending",
         EndReason::MaxHold => "acquire.maxHold has passed",
+        EndReason::HandedOver => "a handover was asked for",
         EndReason::NoCandidate => "no pod may be elected",
         EndReason::Preempted => "a better candidate takes over",
         EndReason::PodFinished => "the elected pod has finished",

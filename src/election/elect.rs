@@ -6,7 +6,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
-use super::{Candidate, Ineligible, Leader, Reach};
+use super::{Candidate, Handover, HandoverRefusal, Ineligible, Leader, Reach};
 use crate::{api::CandidatesSettings, clock::Instant, lock::EndReason};
 
 /// The leader of the present tenure.
@@ -24,6 +24,8 @@ pub struct Present {
     pub unready_since: Option<Instant>,
     /// Since when it could not be reached: the node is away, or the pod is gone without proof.
     pub unreachable_since: Option<Instant>,
+    /// What somebody asked for.
+    pub handover: Option<Handover>,
 }
 
 /// What an election came to.
@@ -37,6 +39,10 @@ pub struct Election {
     pub eligible: usize,
     /// Who ranks first of them.
     pub first: Option<Arc<str>>,
+    /// Who ranks first of those that do not lead.
+    pub next: Option<Arc<str>>,
+    /// Why the leader stays, though somebody asked that it hand over.
+    pub refused: Option<HandoverRefusal>,
     /// When time alone changes something.
     pub again: Option<Instant>,
 }
@@ -62,6 +68,9 @@ pub enum Choice {
     },
 }
 
+/// Why a pod leads that was given the lock by a handover.
+const AFTER_HANDOVER: &str = "the one that the lock was to be handed over to";
+
 /// What a rule says of the present leader.
 enum Word {
     /// It goes on, whatever the rules after this one would say.
@@ -75,13 +84,23 @@ struct Case<'a> {
     present: &'a Present,
     ranking: &'a Ranking<'a>,
     rules: &'a CandidatesSettings,
+    /// Who is to follow, if somebody asked for a handover.
+    successor: Option<&'a Result<&'a Candidate, HandoverRefusal>>,
     now: Instant,
 }
 
 type Rule = fn(&Case<'_>) -> Option<Word>;
 
-const RULES: &[Rule] =
-    &[died, already_ran, unreachable, waits_for_its_end, unmatched, unready, outranked];
+const RULES: &[Rule] = &[
+    died,
+    already_ran,
+    unreachable,
+    waits_for_its_end,
+    asked_to_go,
+    unmatched,
+    unready,
+    outranked,
+];
 
 /// Who should lead at `now`. `candidates`: all pods that match the claim's selector. `rules`: what
 /// the claim says beside it.
@@ -92,16 +111,30 @@ pub fn elect(
     now: Instant,
 ) -> Election {
     let ranking = Ranking::of(candidates, rules);
-    let word = |present| word(&Case { present, ranking: &ranking, rules, now });
+    let successor = present.and_then(|present| successor(candidates, present, &ranking, rules));
+    let word = |present| {
+        word(&Case { present, ranking: &ranking, rules, successor: successor.as_ref(), now })
+    };
     let choice = match present.map(|present| (present, word(present))) {
         Some((present, Word::Stays)) => Choice::Keep(Arc::clone(&present.leader)),
-        Some((_, Word::Goes(reason))) => ranking.choose(rules, reason),
+        Some((_, Word::Goes(instead))) => match &successor {
+            Some(Ok(pod)) if instead == EndReason::HandedOver => {
+                let leader = Leader::of(pod, rules.container.as_deref(), AFTER_HANDOVER);
+                Choice::Elect { leader: Arc::new(leader), instead }
+            }
+            _ => ranking.choose(rules, instead),
+        },
         None => ranking.choose(rules, EndReason::NoCandidate),
     };
     Election {
         matching: candidates.len(),
         eligible: ranking.eligible.len(),
         first: ranking.eligible.first().map(|first| Arc::clone(&first.name)),
+        next: ranking.next(&choice),
+        refused: match (&choice, &successor) {
+            (Choice::Keep(_), Some(Err(refusal))) => Some(refusal.clone()),
+            _ => None,
+        },
         again: match (&choice, present) {
             (Choice::Keep(_), Some(present)) => again(present, rules, now),
             _ => None,
@@ -154,9 +187,50 @@ fn unreachable(case: &Case<'_>) -> Option<Word> {
 
 /// A leader that is on its way out, or out of sight, may be at work still.
 fn waits_for_its_end(case: &Case<'_>) -> Option<Word> {
-    let present = case.present;
+    is_leaving(case.present).then_some(Word::Stays)
+}
+
+fn is_leaving(present: &Present) -> bool {
     let deleting = present.pod.as_ref().is_none_or(|pod| pod.deleting);
-    (deleting || !present.exists || present.reach != Reach::Reachable).then_some(Word::Stays)
+    deleting || !present.exists || present.reach != Reach::Reachable
+}
+
+fn asked_to_go(case: &Case<'_>) -> Option<Word> {
+    matches!(case.successor, Some(Ok(_))).then_some(Word::Goes(EndReason::HandedOver))
+}
+
+/// Who is to follow if somebody asked the leader to hand over.
+fn successor<'a>(
+    candidates: &'a [Candidate],
+    present: &Present,
+    ranking: &Ranking<'a>,
+    rules: &CandidatesSettings,
+) -> Option<Result<&'a Candidate, HandoverRefusal>> {
+    let asked = present.handover.as_ref()?;
+    let leads = |one: &Candidate| one.uid == present.leader.uid;
+    let chosen = match &asked.to {
+        _ if rules.gate.is_some() => Err(HandoverRefusal::Gate),
+        _ if is_leaving(present) => Err(HandoverRefusal::Leaving),
+        None => {
+            let other = ranking.eligible.iter().find(|one| !leads(one));
+            other.copied().ok_or(HandoverRefusal::NobodyElse)
+        }
+        Some(pod) => match candidates.iter().find(|one| one.name == *pod) {
+            None => Err(HandoverRefusal::NoCandidate(Arc::clone(pod))),
+            Some(one) if leads(one) => Err(HandoverRefusal::Leads(Arc::clone(pod))),
+            Some(one) => match eligibility(one, rules) {
+                Ok(()) => Ok(one),
+                Err(why) => Err(HandoverRefusal::Ineligible(Arc::clone(pod), why)),
+            },
+        },
+    };
+    let first = ranking.eligible.first();
+    Some(match (chosen, first) {
+        (Ok(chosen), Some(first)) if rules.preempt && first.uid != chosen.uid => {
+            Err(HandoverRefusal::Outranked(Arc::clone(&first.name)))
+        }
+        (chosen, _) => chosen,
+    })
 }
 
 fn unmatched(case: &Case<'_>) -> Option<Word> {
@@ -192,11 +266,7 @@ impl<'a> Ranking<'a> {
     fn of(candidates: &'a [Candidate], rules: &CandidatesSettings) -> Ranking<'a> {
         let mut ranking = Ranking { eligible: Vec::new(), ineligible: BTreeMap::new() };
         for candidate in candidates {
-            let eligibility = match rules.gate {
-                Some(policy) => candidate.eligibility_at_gate(policy),
-                None => candidate.eligibility(rules.container.as_deref()),
-            };
-            match eligibility {
+            match eligibility(candidate, rules) {
                 Ok(()) => ranking.eligible.push(candidate),
                 Err(why) => *ranking.ineligible.entry(why).or_default() += 1,
             }
@@ -217,6 +287,16 @@ impl<'a> Ranking<'a> {
             }
             None => Choice::Nobody { reason, message: self.nobody() },
         }
+    }
+
+    /// Who would follow.
+    fn next(&self, choice: &Choice) -> Option<Arc<str>> {
+        let leads = |one: &Candidate| match choice {
+            Choice::Keep(leader) | Choice::Elect { leader, .. } => leader.uid == one.uid,
+            Choice::Nobody { .. } => false,
+        };
+        let next = self.eligible.iter().find(|one| !leads(one));
+        next.map(|next| Arc::clone(&next.name))
     }
 
     fn why(&self, first: &Candidate, rules: &CandidatesSettings) -> String {
@@ -244,6 +324,13 @@ impl<'a> Ranking<'a> {
         let counts = self.ineligible.iter().map(|(why, count)| format!("{count} {why}"));
         let counts = counts.collect::<Vec<_>>().join(", ");
         format!("no pod that matches candidates.selector may be elected: {counts}")
+    }
+}
+
+fn eligibility(candidate: &Candidate, rules: &CandidatesSettings) -> Result<(), Ineligible> {
+    match rules.gate {
+        Some(policy) => candidate.eligibility_at_gate(policy),
+        None => candidate.eligibility(rules.container.as_deref()),
     }
 }
 
@@ -278,7 +365,7 @@ mod tests {
         },
         *,
     };
-    use crate::api::GateSettings;
+    use crate::{api::GateSettings, names::FencingToken};
 
     const S: Duration = Duration::from_secs(1);
 
@@ -307,6 +394,7 @@ mod tests {
             reach: pod.reach,
             unready_since: None,
             unreachable_since: None,
+            handover: None,
         }
     }
 
@@ -332,6 +420,10 @@ mod tests {
         assert_eq!(chosen(&election), (Some("b"), Some(EndReason::NoCandidate)));
         assert_eq!((election.matching, election.eligible), (3, 3));
         assert_eq!(election.first.as_deref(), Some("b"));
+        assert_eq!(election.next.as_deref(), Some("c"), "b is about to lead");
+        let election = elect(&pods, Some(&present(&pods[0])), &rules(), at(0));
+        assert_eq!(election.next.as_deref(), Some("b"), "a leads");
+        let election = elect(&pods, None, &rules(), at(0));
         let Choice::Elect { leader, .. } = election.choice else { panic!() };
         assert_eq!(&*leader.why, "ready for longest of 3 pods");
     }
@@ -453,6 +545,77 @@ mod tests {
         gone.reach = Reach::OutOfService;
         let election = elect(&pods, Some(&gone), &never, at(0));
         assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+    }
+
+    fn asked(pod: &Candidate, to: Option<&str>) -> Present {
+        let handover = Handover { token: FencingToken::new(41), to: to.map(Arc::from) };
+        Present { handover: Some(handover), ..present(pod) }
+    }
+
+    #[test]
+    fn a_leader_that_is_asked_to_hands_over_to_the_pod_that_was_named_or_the_next_in_line() {
+        let pods = [ready("a", 1), ready("b", 5), ready("c", 9)];
+        for (to, follows) in [(None, "b"), (Some("b"), "b"), (Some("c"), "c")] {
+            let election = elect(&pods, Some(&asked(&pods[0], to)), &rules(), at(0));
+            assert_eq!(chosen(&election), (Some(follows), Some(EndReason::HandedOver)));
+            assert_eq!(election.refused, None);
+            let Choice::Elect { leader, .. } = election.choice else { panic!() };
+            assert_eq!(&*leader.why, AFTER_HANDOVER);
+        }
+    }
+
+    #[test]
+    fn a_handover_to_whom_nobody_could_elect_changes_nothing_and_is_refused() {
+        let unready = Candidate { ready_since: None, ..ready("c", 9) };
+        let pods = [ready("a", 1), unready];
+        for (to, refusal) in [
+            (None, HandoverRefusal::NobodyElse),
+            (Some("a"), HandoverRefusal::Leads("a".into())),
+            (Some("c"), HandoverRefusal::Ineligible("c".into(), Ineligible::NotReady)),
+            (Some("x"), HandoverRefusal::NoCandidate("x".into())),
+        ] {
+            let election = elect(&pods, Some(&asked(&pods[0], to)), &rules(), at(0));
+            assert_eq!(chosen(&election), (Some("a"), None));
+            assert_eq!(election.refused, Some(refusal));
+        }
+    }
+
+    #[test]
+    fn a_handover_waits_for_the_end_of_a_leader_that_is_going() {
+        let pod = Candidate { deleting: true, ..ready("a", 1) };
+        let pods = [pod.clone(), ready("b", 5)];
+        let mut now = asked(&pod, Some("b"));
+        let election = elect(&pods, Some(&now), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("a"), None));
+        assert_eq!(election.refused, Some(HandoverRefusal::Leaving));
+        now.pod = Some(ended(&pod));
+        let election = elect(&pods, Some(&now), &rules(), at(0));
+        assert_eq!(chosen(&election), (Some("b"), Some(EndReason::PodDeleted)));
+        assert_eq!(election.refused, None);
+    }
+
+    #[test]
+    fn no_handover_goes_to_whom_preempt_would_take_the_lock_from() {
+        let pods = [ready("a", 1), ready("b", 5)];
+        let preempt = CandidatesSettings { preempt: true, ..rules() };
+        let election = elect(&pods, Some(&asked(&pods[0], Some("b"))), &preempt, at(0));
+        assert_eq!(chosen(&election), (Some("a"), None));
+        assert_eq!(election.refused, Some(HandoverRefusal::Outranked("a".into())));
+        let unready = Candidate { ready_since: None, ..pods[0].clone() };
+        let pods = [unready, pods[1].clone()];
+        let election = elect(&pods, Some(&asked(&pods[0], Some("b"))), &preempt, at(0));
+        assert_eq!(chosen(&election).0, Some("b"), "nobody takes it back");
+    }
+
+    #[test]
+    fn a_pod_past_the_gate_is_not_asked_to_go() {
+        let rules = CandidatesSettings { gate: Some(GateSettings::EachInTurn), ..rules() };
+        let works = Candidate { gated: false, node: Some("n-1".into()), ..gated("a", 1) };
+        let leader = Arc::new(Leader::of_whole_pod(&works, ""));
+        let now = Present { leader, ..asked(&works, None) };
+        let election = elect(&[works, gated("b", 2)], Some(&now), &rules, at(0));
+        assert_eq!(chosen(&election), (Some("a"), None));
+        assert_eq!(election.refused, Some(HandoverRefusal::Gate));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod badge;
 mod candidate;
 mod elect;
+mod handover;
 mod leader;
 mod routing;
 mod runs;
@@ -19,6 +20,7 @@ mod runs;
 pub use badge::*;
 pub use candidate::*;
 pub use elect::*;
+pub use handover::*;
 pub use leader::*;
 pub use routing::*;
 pub use runs::*;

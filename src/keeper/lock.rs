@@ -93,6 +93,7 @@ impl From<&AcquireSettings> for Settings {
             timeout: acquire.timeout,
             try_once: acquire.try_once,
             max_hold: acquire.max_hold,
+            give_way: acquire.give_way,
         }
     }
 }

@@ -144,6 +144,8 @@ pub struct AcquireSettings {
     pub try_once: bool,
     /// Release a tenure after this long.
     pub max_hold: Option<Duration>,
+    /// Release the tenure of this token, and let others have the key first.
+    pub give_way: Option<FencingToken>,
 }
 
 /// What an earlier controller recorded of a claim, for a new one to go on with.

@@ -32,6 +32,8 @@ pub use terms::*;
 
 /// After a release that made room for others (`maxHold`), how long not to contend.
 const AFTER_MAX_HOLD: Duration = Duration::from_secs(1);
+/// The same after a handover: longer, for somebody asked that another have the key.
+const AFTER_HANDOVER: Duration = Duration::from_secs(5);
 /// Between attempts in a lock-delay of unknown length.
 const DELAY_PROBE: Duration = Duration::from_secs(1);
 /// Between attempts after the expected end of a lock-delay.
@@ -123,7 +125,8 @@ impl Lock {
                     Some(Errand::Doubt { until }) => Some(until),
                     Some(Errand::Rewrite) | None => None,
                 };
-                [max_hold, doubt].into_iter().flatten().min()
+                let give_way = self.gives_way(tenure).then_some(tenure.since);
+                [max_hold, doubt, give_way].into_iter().flatten().min()
             }
             _ => None,
         }
@@ -293,6 +296,9 @@ impl Lock {
                 if self.settings.max_hold.is_some_and(|span| now >= tenure.since + span) =>
             {
                 Ok(self.release(EndReason::MaxHold))
+            }
+            (S::Held { tenure, .. }, E::Tick) if self.gives_way(tenure) => {
+                Ok(self.release(EndReason::HandedOver))
             }
             // Renewals may go on for ever while the key cannot be read. If it is ours after all,
             // it is not released: whoever relied on the tenure has to hear of its end first.
@@ -491,12 +497,14 @@ impl Lock {
     }
 
     fn released(&self, reason: EndReason, now: Instant) -> State {
+        let pause = match reason {
+            EndReason::MaxHold => AFTER_MAX_HOLD,
+            EndReason::HandedOver => AFTER_HANDOVER,
+            _ => Duration::ZERO,
+        };
         match self.want {
             Want::Stand(_) => State::Standby,
-            Want::Contend if reason == EndReason::MaxHold => {
-                State::Waiting(Waiting::from(now, now + AFTER_MAX_HOLD))
-            }
-            Want::Contend => State::Waiting(Waiting::from(now, now)),
+            Want::Contend => State::Waiting(Waiting::from(now, now + pause)),
         }
     }
 
@@ -516,6 +524,10 @@ impl Lock {
             Want::Contend => State::Failed(reason),
             Want::Stand(_) => State::Standby,
         }
+    }
+
+    fn gives_way(&self, tenure: Tenure) -> bool {
+        self.settings.give_way == Some(tenure.token)
     }
 
     fn gives_up(&self, waiting: Waiting) -> Option<Instant> {

@@ -29,6 +29,8 @@ pub enum EndReason {
     Stopped,
     /// `acquire.maxHold` passed.
     MaxHold,
+    /// Somebody asked that the tenure be handed over.
+    HandedOver,
     /// No pod may be elected.
     NoCandidate,
     /// Another candidate ranks before the pod that the tenure was for (`candidates.preempt`).
@@ -62,10 +64,11 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 17] = [
+    pub const ALL: [EndReason; 18] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
+        EndReason::HandedOver,
         EndReason::NoCandidate,
         EndReason::Preempted,
         EndReason::PodFinished,
@@ -88,6 +91,7 @@ impl EndReason {
             EndReason::Paused => "Paused",
             EndReason::Stopped => "Stopped",
             EndReason::MaxHold => "MaxHold",
+            EndReason::HandedOver => "HandedOver",
             EndReason::NoCandidate => "NoCandidate",
             EndReason::Preempted => "Preempted",
             EndReason::PodFinished => "PodFinished",

@@ -11,7 +11,7 @@ use crate::{
         sample::{at, claim, electorate, leader},
         tenancy::NamespaceSeen,
     },
-    election::{Backend, Candidate, Container, Origin, Present, Reach, slice_name},
+    election::{Backend, Candidate, Container, Handover, Origin, Present, Reach, slice_name},
     keeper::ClaimId,
 };
 
@@ -62,6 +62,7 @@ fn present(pod: Candidate) -> Present {
         exists: true,
         unready_since: None,
         unreachable_since: None,
+        handover: None,
     }
 }
 
@@ -306,6 +307,57 @@ fn max_hold_takes_endpoint_and_badge_first() {
     assert!(over.max_hold_is_over);
     assert_eq!((stripped(&over), retreats(&over).len()), (vec![("a", false)], 1));
     assert_eq!((&over.dress, &over.advance), (&None, &vec![]));
+}
+
+// ---- handing over by request ----
+
+fn handover(to: Option<&str>) -> Handover {
+    Handover { token: FencingToken::new(41), to: to.map(Arc::from) }
+}
+
+#[test]
+fn a_handover_takes_endpoint_and_badge_first_like_any_change_of_leader() {
+    let mut led = scene(held(Some("a")), vec![candidate("a"), candidate("b"), candidate("c")]);
+    led.badged = vec![badged("a", "41")];
+    led.traffic.own = vec![filled("a")];
+    led.handover = Some(Ok(handover(Some("c"))));
+    led.present.as_mut().unwrap().handover = Some(handover(Some("c")));
+    let course = course_of(led);
+    assert_eq!(wanted(&course), Some((Some("c"), EndReason::HandedOver)));
+    assert_eq!((stripped(&course), retreats(&course).len()), (vec![("a", false)], 1));
+    assert_eq!((&course.dress, &course.advance), (&None, &vec![]), "c holds nothing yet");
+    assert_eq!((course.give_way, course.told.refused), (None, None));
+}
+
+#[test]
+fn a_handover_that_cannot_be_changes_nothing_and_is_told_of() {
+    let mut led = scene(held(Some("a")), vec![candidate("a")]);
+    led.badged = vec![badged("a", "41")];
+    led.traffic.own = vec![filled("a")];
+    led.handover = Some(Ok(handover(Some("x"))));
+    led.present.as_mut().unwrap().handover = Some(handover(Some("x")));
+    let course = course_of(led);
+    assert_eq!(wanted(&course), Some((Some("a"), EndReason::NoCandidate)));
+    assert!(is_quiet(&course));
+    let refused = course.told.refused.unwrap();
+    assert!(refused.contains("no pod x that matches"), "{refused}");
+}
+
+#[test]
+fn a_claim_that_contends_for_itself_makes_room_if_it_is_asked_to() {
+    let asked = |handover| {
+        let mut alone = scene(held(None), Vec::new());
+        alone.handover = Some(handover);
+        contending(alone, "{}", at(10))
+    };
+    let course = asked(Ok(handover(None)));
+    assert_eq!((course.give_way, course.told.refused), (Some(FencingToken::new(41)), None));
+    let course = asked(Ok(handover(Some("a"))));
+    assert_eq!(course.give_way, None);
+    assert!(course.told.refused.unwrap().contains("no spec.candidates"));
+    let course = asked("a".parse());
+    assert_eq!(course.give_way, None);
+    assert!(course.told.refused.unwrap().contains("consullock.dev/handover"));
 }
 
 // ---- a tenure that is being adopted ----

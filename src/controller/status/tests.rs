@@ -46,6 +46,7 @@ fn status_at(
             view,
             paused: judged.settings.as_ref().is_some_and(|settings| settings.paused),
             nobody: None,
+            refused: None,
             unreadable: None,
             unlisted: None,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
@@ -381,6 +382,7 @@ fn a_first_status_waits_for_something_to_say() {
         view: Some(view),
         paused: false,
         nobody: None,
+        refused: None,
         unreadable: None,
         unlisted: None,
         recorded: false,
@@ -426,6 +428,7 @@ fn status_with(
             view: Some(view),
             paused: false,
             nobody: told.nobody(),
+            refused: told.refused.as_deref(),
             unreadable: None,
             unlisted: told.unlisted,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
@@ -453,7 +456,8 @@ fn message(status: &ConsulLockStatus, name: &str) -> String {
 
 fn election(choice: Choice, matching: usize, first: Option<&str>) -> Told {
     let first = first.map(Arc::from);
-    let election = Election { choice, matching, eligible: 1, first, again: None };
+    let election =
+        Election { choice, matching, eligible: 1, first, next: None, refused: None, again: None };
     Told { election: Some(election), ..Told::default() }
 }
 
@@ -528,6 +532,17 @@ fn a_claim_with_nobody_eligible_waits_and_says_why() {
 }
 
 #[test]
+fn a_handover_that_is_refused_is_told_of_while_the_tenure_goes_on() {
+    let told = Told { refused: Some("pod b may not be elected".to_owned()), ..Told::default() };
+    let status = status_with(&claim(ELECTS), &held_for("a"), &told, None);
+    assert_eq!((status.phase, status.fencing_token.as_deref()), (Some(Phase::Held), Some("41")));
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!((&*ready.status, &*ready.reason), ("True", "HandoverRefused"));
+    let expected = "; it is not handed over: pod b may not be elected";
+    assert!(ready.message.ends_with(expected), "{}", ready.message);
+}
+
+#[test]
 fn a_change_of_leader_is_told_only_if_it_takes_long() {
     let lock = LockView::HandingOver { reason: EndReason::PodDied, since: at(9) };
     let view = contending(lock, KeySeen::Ours);
@@ -540,6 +555,7 @@ fn a_change_of_leader_is_told_only_if_it_takes_long() {
         view: Some(&view),
         paused: false,
         nobody: None,
+        refused: None,
         unreadable: None,
         unlisted: None,
         recorded: true,
@@ -629,6 +645,7 @@ fn history_names_the_pod_of_each_tenure() {
             view: Some(&held_for("b")),
             paused: false,
             nobody: None,
+            refused: None,
             unreadable: None,
             unlisted: None,
             recorded: false,

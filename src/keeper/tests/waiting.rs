@@ -192,6 +192,30 @@ async fn max_hold_lets_one_that_waits_have_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_gives_way_lets_one_that_waits_have_it_and_takes_it_back_if_nobody_does() {
+    let lab = Lab::new();
+    let (mut one, two) = (lab.contender("one"), lab.contender("two"));
+    let first = one.holds(&lab).await;
+    two.set();
+    lab.pass(S).await;
+    one.wanted.acquire.give_way = Some(first);
+    one.set();
+    two.gets_it(&lab, MOMENT).await;
+    assert_eq!(one.last_end(), Some((first, EndReason::HandedOver)));
+    two.keepers.stop(&two.id);
+    one.gets_it(&lab, S * 5 + MOMENT).await;
+    let again = one.token().unwrap();
+    lab.pass(S * 30).await;
+    assert_eq!(one.token(), Some(again), "another tenure is not meant");
+    one.wanted.acquire.give_way = Some(again);
+    one.set();
+    lab.until(MOMENT, "the release", || one.token().is_none()).await;
+    lab.pass(S * 4).await;
+    assert_eq!(one.token(), None, "somebody may be slow");
+    one.gets_it(&lab, S + MOMENT).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn key_that_is_no_lock_is_never_written() {
     let lab = Lab::new();
     lab.consul.put(&key(), b"precious", Some(7), PutMode::Plain).await.unwrap();

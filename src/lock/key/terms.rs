@@ -17,6 +17,8 @@ pub struct Settings {
     pub try_once: bool,
     /// Release a tenure after this long.
     pub max_hold: Option<Duration>,
+    /// Release the tenure of this token, and let others have the key first.
+    pub give_way: Option<FencingToken>,
 }
 
 /// What the owner of the lock wants.

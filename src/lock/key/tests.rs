@@ -300,6 +300,23 @@ fn tenure_is_released_after_max_hold_and_leaves_room_for_others() {
 }
 
 #[test]
+fn tenure_that_is_to_give_way_is_released_at_once_and_others_have_their_chance() {
+    let mut desk = Desk::holding(Settings::default());
+    let of = |token| Settings { give_way: Some(FencingToken::new(token)), ..Settings::default() };
+    desk.lock.set_settings(of(5));
+    assert_eq!((desk.on(Event::Tick), desk.lock.due()), (None, None), "another tenure is meant");
+    desk.lock.set_settings(of(6));
+    assert!(desk.lock.due().is_some_and(|due| due <= desk.now));
+    assert_eq!(desk.on(Event::Tick), Some(release(6)));
+    assert_eq!(desk.lock.state(), State::Releasing(EndReason::HandedOver));
+    assert_eq!(desk.on(Event::Released(Some(9))), None);
+    assert_eq!(desk.later(at(4)), None);
+    assert_eq!(desk.later(at(5)), Some(Effect::LockKey(Expect::Index(9))));
+    desk.on(Event::Locked(10));
+    assert_eq!((desk.on(Event::Tick), desk.token()), (None, Some(10)), "nobody is asked twice");
+}
+
+#[test]
 fn key_that_is_gone_or_taken_ends_the_tenure_once_a_read_agrees() {
     for (found, reason) in [
         (KeyState::Missing, EndReason::KeyDeleted),
@@ -629,10 +646,11 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn any_lock() -> impl Strategy<Value = Lock> {
-    let settings = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Settings {
+    let settings = any::<[bool; 4]>().prop_map(|[a, b, c, d]| Settings {
         timeout: a.then_some(S * 7),
         try_once: b,
         max_hold: c.then_some(S * 9),
+        give_way: d.then_some(FencingToken::new(2)),
     });
     (settings, prop_oneof![Just(None), Just(Some(None)), Just(Some(Some(2)))]).prop_map(
         |(settings, recorded)| match recorded {

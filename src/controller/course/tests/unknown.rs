@@ -75,6 +75,7 @@ fn whoever_held_the_key_goes_on_while_pods_cannot_be_listed() {
             reach: Reach::Reachable,
             unready_since: None,
             unreachable_since: Some(at(1)),
+            handover: None,
         });
         let course = course_of(blind);
         assert_eq!(wanted(&course).map(|(leader, _)| leader), leads, "{standing:?}");
