@@ -18,16 +18,19 @@ use clap::{
 use crate::{
     api::GoDuration,
     consul::http::HttpConfig,
+    kubectl::KubectlSettings,
     names::{KEY_MAX_BYTES, Key},
     replicas::{TimingError, Timings},
     telemetry::logs::{Filter, Format},
 };
 
 mod consul;
+mod kubectl;
 mod run;
 
 pub use consul::ConsulConfigError;
 use consul::ConsulFlags;
+use kubectl::{RawKubectl, RawPlugin};
 use run::RawRun;
 pub use run::{RunConfig, RunConfigError};
 
@@ -48,6 +51,8 @@ pub enum Job {
         /// Program and arguments.
         command: Vec<OsString>,
     },
+    /// `kubectl consullock …`
+    Kubectl(Box<KubectlSettings>),
     /// `consul-lock crd`
     Crd,
 }
@@ -119,11 +124,22 @@ impl CliError {
 /// [`CliError`], also when `--help` or `--version` is all that is wanted.
 pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Job, CliError> {
     let unset = |command: clap::Command| command.mut_args(unset_if_empty);
-    let command = Raw::command().mut_subcommand("controller", unset).mut_subcommand("run", unset);
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if args.first().is_some_and(|program| kubectl::is_plugin(program)) {
+        let matches = kubectl::plugin().try_get_matches_from(args)?;
+        let raw = RawPlugin::from_arg_matches(&matches)?.command;
+        let settings = raw.validate(&matches)?;
+        return Ok(Job::Kubectl(Box::new(settings)));
+    }
+    let with_variables = ["controller", "run", "release"];
+    let command = with_variables
+        .into_iter()
+        .fold(Raw::command(), |command, name| command.mut_subcommand(name, unset));
     let matches = command.try_get_matches_from(args)?;
     match Raw::from_arg_matches(&matches)?.command {
         RawCommand::Crd => Ok(Job::Crd),
         RawCommand::Guard { cgroup, command } => Ok(Job::Guard { cgroup, command }),
+        RawCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
         RawCommand::Run(raw) => {
             let matches = matches.subcommand_matches("run").unwrap_or(&matches);
             Ok(Job::Run(Box::new(raw.validate(matches)?)))
@@ -165,6 +181,8 @@ enum RawCommand {
     Controller(Box<RawController>),
     /// Run a command while a lock is held, and stop it before the lock may be relied on no longer
     Run(Box<RawRun>),
+    #[command(flatten)]
+    Kubectl(RawKubectl),
     /// Started by `run`, between itself and its command
     #[command(hide = true)]
     Guard {

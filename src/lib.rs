@@ -23,6 +23,7 @@
 //!   it differs.
 //! - [`holder`]: one lock held by this process, for those who hold one where the work is.
 //! - [`agent`]: holds a lock where the work is: `run -- CMD`, and the guard of its command.
+//! - [`kubectl`]: what an operator sees and does by hand: `kubectl consullock`.
 //! - [`replicas`]: which of the controller's replicas acts.
 //! - [`cli`]: flags and environment become one validated configuration.
 //!
@@ -60,6 +61,7 @@ pub mod controller;
 pub mod election;
 pub mod holder;
 pub mod keeper;
+pub mod kubectl;
 pub mod lock;
 pub mod names;
 pub mod replicas;

@@ -22,6 +22,7 @@ use consul_lock::{
     },
     controller::{self, Controller},
     keeper::{Keepers, Vigil},
+    kubectl::{self, KubectlError, KubectlSettings},
     replicas::{Ended, Replicas},
     telemetry::{
         Metrics,
@@ -68,6 +69,8 @@ enum Failure {
     Guard(#[source] io::Error),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Kubectl(#[from] KubectlError),
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
     #[error("the admin server ended: {0}")]
@@ -85,6 +88,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Run(error) => run_error_code(error),
+            Failure::Kubectl(error) => error.exit_code(),
             Failure::Runtime(_)
             | Failure::Bind { .. }
             | Failure::Signals(_)
@@ -112,12 +116,16 @@ fn main() -> ExitCode {
         Ok(Job::Guard { cgroup, command }) => {
             agent::guard(cgroup, &command).map_err(Failure::Guard).map(|()| 0)
         }
+        Ok(Job::Kubectl(settings)) => run_kubectl(*settings),
         Err(error) => return ExitCode::from(if error.report() { 0 } else { 2 }),
     };
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            // Whoever closed the pipe has read enough.
+            if failure.exit_code() != 0 {
+                eprintln!("error: {failure}");
+            }
             ExitCode::from(failure.exit_code())
         }
     }
@@ -156,6 +164,13 @@ fn run_command(config: RunConfig) -> Result<u8, Failure> {
         // As timeout(1).
         Outcome::MaxHold => 124,
     })
+}
+
+/// Its exit code, as the plugin's `--help` lists them.
+fn run_kubectl(settings: KubectlSettings) -> Result<u8, Failure> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
+    Ok(runtime.block_on(kubectl::run(settings, Clock::boot()))?)
 }
 
 fn print_crd() -> Result<(), Failure> {

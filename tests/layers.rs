@@ -24,7 +24,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("replicas", &["api", "clock", "names", "telemetry"]),
     ("controller", &["api", "clock", "consul", "election", "keeper", "lock", "names", "telemetry"]),
     ("agent", &["api", "clock", "consul", "holder", "keeper", "lock", "names", "telemetry"]),
-    ("cli", &["agent", "api", "clock", "consul", "keeper", "names", "replicas", "telemetry"]),
+    // What it says of a holder or of a right is what the controller would say.
+    ("kubectl", &["api", "clock", "consul", "controller", "election", "keeper", "lock", "names"]),
+    (
+        "cli",
+        &["agent", "api", "clock", "consul", "keeper", "kubectl", "names", "replicas", "telemetry"],
+    ),
 ];
 
 /// Files outside every layer: the map of the house, and the one that joins everything.

@@ -33,12 +33,14 @@ mod address;
 mod answer;
 mod config;
 mod errors;
+mod survey;
 mod token;
 mod transport;
 mod wire;
 
 pub use address::AddressError;
 pub use config::{HttpConfig, HttpConfigError, Observer};
+pub use survey::Census;
 pub use token::{Token, TokenError, TokenFileError, TokenSource};
 pub use transport::ensure_tls_provider;
 

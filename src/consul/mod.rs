@@ -348,9 +348,10 @@ impl Class {
 
 /// Which call failed; also the `operation` label of the request metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is the method of `Consul` of the same name")]
+#[expect(missing_docs, reason = "each is the method of the client of the same name")]
 pub enum Operation {
     RegisterNode,
+    DeregisterNode,
     CreateSession,
     RenewSession,
     DestroySession,
@@ -371,6 +372,7 @@ impl Operation {
     pub const fn as_str(self) -> &'static str {
         match self {
             Operation::RegisterNode => "register_node",
+            Operation::DeregisterNode => "deregister_node",
             Operation::CreateSession => "create_session",
             Operation::RenewSession => "renew_session",
             Operation::DestroySession => "destroy_session",

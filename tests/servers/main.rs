@@ -26,6 +26,7 @@ mod fixtures;
 mod gates;
 mod handovers;
 mod interop;
+mod kubectl;
 mod pods;
 mod process;
 mod replicas;

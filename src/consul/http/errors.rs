@@ -25,6 +25,7 @@ const INVALID: &[&str] = &[
 const fn writes(operation: Operation) -> bool {
     match operation {
         Operation::RegisterNode
+        | Operation::DeregisterNode
         | Operation::CreateSession
         | Operation::RenewSession
         | Operation::DestroySession

@@ -5,7 +5,7 @@ use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
 use reqwest::{
     Certificate, Client, ClientBuilder, Identity, Method, Response, StatusCode, Url,
     dns::{Name, Resolve, Resolving},
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue},
     redirect::Policy,
 };
 use tokio::sync::Semaphore;
@@ -57,6 +57,8 @@ pub(super) struct Reply {
     pub(super) index: Option<u64>,
     /// `X-Consul-Results-Filtered-By-ACLs`.
     pub(super) filtered: bool,
+    /// `Date`.
+    pub(super) date: Option<String>,
 }
 
 pub(super) struct Transport {
@@ -146,8 +148,10 @@ impl Transport {
             return Err(refused(operation, response).await);
         }
         let (index, filtered) = (index(response.headers()), filtered(response.headers()));
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.map(str::to_owned);
         let body = whole(operation, &mut response, call.body_max).await?;
-        Ok(Reply { status, body, index, filtered })
+        Ok(Reply { status, body, index, filtered, date })
     }
 }
 
