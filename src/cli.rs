@@ -24,10 +24,14 @@ use crate::{
     telemetry::logs::{Filter, Format},
 };
 
+mod agent;
 mod consul;
 mod kubectl;
+mod lock;
 mod run;
 
+use agent::RawAgent;
+pub use agent::{AgentConfig, AgentConfigError, own_arguments};
 pub use consul::ConsulConfigError;
 use consul::ConsulFlags;
 use kubectl::{RawKubectl, RawPlugin};
@@ -44,6 +48,8 @@ pub enum Job {
     Controller(Box<ControllerConfig>),
     /// `consul-lock run`
     Run(Box<RunConfig>),
+    /// `consul-lock agent`
+    Agent(Box<AgentConfig>),
     /// `consul-lock guard`, which only `run` starts.
     Guard {
         /// The folder of the command's cgroup.
@@ -96,6 +102,9 @@ pub enum CliError {
     /// The command cannot be run under these settings.
     #[error(transparent)]
     Run(#[from] RunConfigError),
+    /// The agent cannot work under these settings.
+    #[error(transparent)]
+    Agent(#[from] AgentConfigError),
     /// Consul cannot be reached with this.
     #[error(transparent)]
     Consul(#[from] ConsulConfigError),
@@ -131,7 +140,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
         let settings = raw.validate(&matches)?;
         return Ok(Job::Kubectl(Box::new(settings)));
     }
-    let with_variables = ["controller", "run", "release"];
+    let with_variables = ["controller", "run", "agent", "release"];
     let command = with_variables
         .into_iter()
         .fold(Raw::command(), |command, name| command.mut_subcommand(name, unset));
@@ -143,6 +152,10 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
         RawCommand::Run(raw) => {
             let matches = matches.subcommand_matches("run").unwrap_or(&matches);
             Ok(Job::Run(Box::new(raw.validate(matches)?)))
+        }
+        RawCommand::Agent(raw) => {
+            let matches = matches.subcommand_matches("agent").unwrap_or(&matches);
+            Ok(Job::Agent(Box::new(raw.validate(matches)?)))
         }
         RawCommand::Controller(raw) => {
             let matches = matches.subcommand_matches("controller").unwrap_or(&matches);
@@ -181,6 +194,10 @@ enum RawCommand {
     Controller(Box<RawController>),
     /// Run a command while a lock is held, and stop it before the lock may be relied on no longer
     Run(Box<RawRun>),
+    /// Hold a lock beside the work, as a sidecar, and tell the work when it leads and has to stop
+    ///
+    /// Kubernetes is found as kubectl finds it, and needed for --claim alone.
+    Agent(Box<RawAgent>),
     #[command(flatten)]
     Kubectl(RawKubectl),
     /// Started by `run`, between itself and its command

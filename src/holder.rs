@@ -17,7 +17,8 @@ use crate::{
     clock::{Clock, Instant},
     consul::{Class, Consul},
     keeper::{
-        ClaimId, Follower, Jitter, KeeperView, Keepers, LockView, StopState, Trouble, Wanted,
+        ClaimId, Follower, Jitter, KeeperView, Keepers, LockView, Recorded, StopState, Trouble,
+        Wanted,
     },
     lock::FailReason,
     names::{FencingToken, SessionId},
@@ -86,18 +87,44 @@ impl<C: Consul> Holder<C> {
         jitter: Jitter,
         wanted: Wanted,
     ) -> Holder<C> {
+        Holder::take_up(consul, clock, metrics, jitter, wanted, None)
+    }
+
+    /// Goes on with what an earlier process left, if it did. Must be called within a tokio runtime.
+    pub fn take_up(
+        consul: C,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        jitter: Jitter,
+        wanted: Wanted,
+        recorded: Option<Recorded>,
+    ) -> Holder<C> {
         // Nobody needs waking: a follower hears more.
         let (wake, _) = mpsc::unbounded_channel();
         let keepers = Keepers::new(consul, clock.clone(), metrics, jitter, wake);
         let id = ClaimId(wanted.session.name.as_str().into());
-        Holder::among(Arc::new(keepers), clock, id, wanted)
+        Holder::start(Arc::new(keepers), clock, id, (wanted, recorded))
     }
 
     /// The same among other holders of this process. `id` is nobody else's.
     pub fn among(keepers: Arc<Keepers<C>>, clock: Clock, id: ClaimId, wanted: Wanted) -> Holder<C> {
-        keepers.set(&id, wanted, None);
+        Holder::start(keepers, clock, id, (wanted, None))
+    }
+
+    fn start(
+        keepers: Arc<Keepers<C>>,
+        clock: Clock,
+        id: ClaimId,
+        (wanted, recorded): (Wanted, Option<Recorded>),
+    ) -> Holder<C> {
+        keepers.set(&id, wanted, recorded);
         let follower = keepers.follow(&id).expect("its keepers were started just now");
         Holder { keepers, id, follower, clock }
+    }
+
+    /// What is wanted has changed, but for the key.
+    pub fn want(&self, wanted: Wanted) {
+        self.keepers.set(&self.id, wanted, None);
     }
 
     /// What its keepers know.

@@ -22,7 +22,8 @@
 //! - [`controller`]: observe (memory) -> plan (pure) -> apply (I/O) -> status (pure) -> one patch, if
 //!   it differs.
 //! - [`holder`]: one lock held by this process, for those who hold one where the work is.
-//! - [`agent`]: holds a lock where the work is: `run -- CMD`, and the guard of its command.
+//! - [`agent`]: holds a lock where the work is: `run -- CMD` and the guard of its command; or beside
+//!   the work: the sidecar, and the guard of the app.
 //! - [`kubectl`]: what an operator sees and does by hand: `kubectl consullock`.
 //! - [`replicas`]: which of the controller's replicas acts.
 //! - [`cli`]: flags and environment become one validated configuration.

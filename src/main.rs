@@ -11,14 +11,14 @@ use std::{
 };
 
 use consul_lock::{
-    agent::{self, Outcome, RunError},
+    agent::{self, AgentError, Outcome, RunError, Surroundings},
     api,
-    cli::{self, ClusterName, ControllerConfig, Job, RunConfig},
+    cli::{self, AgentConfig, ClusterName, ControllerConfig, Job, RunConfig},
     clock::Clock,
     consul::{
         Class, Consul,
         gated::Gated,
-        http::{HttpConsul, ensure_tls_provider},
+        http::{HttpConfig, HttpConsul, ensure_tls_provider},
     },
     controller::{self, Controller},
     keeper::{Keepers, Vigil},
@@ -53,8 +53,8 @@ const SILENCE: Duration = Duration::from_secs(75);
 enum Failure {
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
-    #[error("cannot serve --admin-addr {address}: {source}")]
-    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot serve {flag} {address}: {source}")]
+    Bind { flag: &'static str, address: SocketAddr, source: io::Error },
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
     #[error("no Kubernetes configuration (KUBECONFIG, ~/.kube/config, service account): {0}")]
@@ -71,6 +71,8 @@ enum Failure {
     Run(#[from] RunError),
     #[error(transparent)]
     Kubectl(#[from] KubectlError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
     #[error("the admin server ended: {0}")]
@@ -89,6 +91,9 @@ impl Failure {
         match self {
             Failure::Run(error) => run_error_code(error),
             Failure::Kubectl(error) => error.exit_code(),
+            Failure::Agent(AgentError::Refused(_)) => 2,
+            Failure::Agent(AgentError::Signals(_) | AgentError::Line(_)) => 3,
+            Failure::Agent(_) => 1,
             Failure::Runtime(_)
             | Failure::Bind { .. }
             | Failure::Signals(_)
@@ -113,6 +118,7 @@ fn main() -> ExitCode {
         Ok(Job::Crd) => print_crd().map(|()| 0),
         Ok(Job::Controller(config)) => run_controller(*config).map(|()| 0),
         Ok(Job::Run(config)) => run_command(*config),
+        Ok(Job::Agent(config)) => run_agent(*config),
         Ok(Job::Guard { cgroup, command }) => {
             agent::guard(cgroup, &command).map_err(Failure::Guard).map(|()| 0)
         }
@@ -173,6 +179,64 @@ fn run_kubectl(settings: KubectlSettings) -> Result<u8, Failure> {
     Ok(runtime.block_on(kubectl::run(settings, Clock::boot()))?)
 }
 
+/// Its exit code, as `agent --help` lists them.
+fn run_agent(config: AgentConfig) -> Result<u8, Failure> {
+    if let Some(app) = config.settings.app.as_ref().filter(|_| !config.guarded) {
+        let (arguments, grace) = (cli::own_arguments(), config.settings.grace);
+        return agent::guard_agent(&arguments, app, grace).map_err(Failure::Guard);
+    }
+    if config.guarded {
+        agent::hear_signals().map_err(Failure::Signals)?;
+    }
+    logs::install(config.log_format, &config.log);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
+    runtime.block_on(serve_agent(config)).map(|()| 0)
+}
+
+async fn serve_agent(mut config: AgentConfig) -> Result<(), Failure> {
+    let listener = bind("--listen", config.listen).await?;
+    let metrics = Metrics::new(false);
+    count_calls(&mut config.consul, &metrics);
+    let (consul, clock) = (HttpConsul::new(config.consul)?, Clock::boot());
+    let settings = &mut config.settings;
+    let names_its_cluster = settings.cluster.is_some() || settings.pod.is_none();
+    let kubernetes = match settings.claim.is_some() || !names_its_cluster {
+        false => None,
+        true => match kube_client().await {
+            Ok((client, _)) => Some(client),
+            Err(failure) if settings.key.is_none() => return Err(failure),
+            Err(failure) => {
+                tracing::warn!(%failure, "going on without Kubernetes");
+                None
+            }
+        },
+    };
+    if let (Some(client), None) = (&kubernetes, &settings.cluster) {
+        match kube_system(client, &clock).await {
+            Ok(name) => settings.cluster = Some(name.as_str().to_owned()),
+            Err(error) => tracing::info!(error, "this cluster has no name; see --cluster-name"),
+        }
+    }
+    let guarded = config.guarded;
+    let around = Surroundings { consul, clock, metrics, listener, kubernetes, guarded };
+    Ok(agent::agent(&config.settings, around).await?)
+}
+
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| Failure::Bind { flag, address, source })
+}
+
+/// Has every call to Consul counted.
+fn count_calls(consul: &mut HttpConfig, metrics: &Arc<Metrics>) {
+    let metrics = Arc::clone(metrics);
+    consul.observer = Some(Arc::new(move |operation, result, took| {
+        let class = result.err().map_or("ok", Class::as_str);
+        metrics.consul_answered(operation.as_str(), class, took);
+    }));
+}
+
 fn print_crd() -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(api::crd_yaml().as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
@@ -202,16 +266,11 @@ struct Shared {
 async fn serve(mut config: ControllerConfig) -> Result<(), Failure> {
     logs::install(config.log_format, &config.log);
     let address = config.admin_addr;
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.map_err(|source| Failure::Bind { address, source })?;
+    let listener = bind("--admin-addr", address).await?;
     tracing::info!(address = %listener.local_addr().unwrap_or(address), "admin server listens");
 
     let metrics = Metrics::new(config.per_claim_metrics);
-    let counted = Arc::clone(&metrics);
-    config.consul.observer = Some(Arc::new(move |operation, result, took| {
-        let class = result.err().map_or("ok", Class::as_str);
-        counted.consul_answered(operation.as_str(), class, took);
-    }));
+    count_calls(&mut config.consul, &metrics);
     let (kube, own_namespace) = kube_client().await?;
     let replicas_client = kube_client().await?.0;
     let shared = Shared {
@@ -386,20 +445,11 @@ async fn cluster_name(shared: &Shared) -> ClusterName {
     if let Some(name) = &shared.config.cluster_name {
         return name.clone();
     }
-    let namespaces: Api<Namespace> = Api::all(shared.kube.clone());
     let mut pause = Pause::new(&shared.clock);
     loop {
-        let read = shared.clock.timeout(CALL_WITHIN, namespaces.get("kube-system")).await;
-        let trouble = match read {
-            Ok(Ok(namespace)) => {
-                let uid = namespace.metadata.uid.unwrap_or_default();
-                match ClusterName::of_uid(&uid) {
-                    Ok(name) => return name,
-                    Err(error) => format!("its UID is {uid:?}: {error}"),
-                }
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(elapsed) => elapsed.to_string(),
+        let trouble = match kube_system(&shared.kube, &shared.clock).await {
+            Ok(name) => return name,
+            Err(trouble) => trouble,
         };
         tracing::warn!(
             error = trouble,
@@ -408,6 +458,17 @@ async fn cluster_name(shared: &Shared) -> ClusterName {
         );
         pause.wait().await;
     }
+}
+
+/// The name that the kube-system Namespace gives its cluster, or why there is none.
+async fn kube_system(client: &Client, clock: &Clock) -> Result<ClusterName, String> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace = match clock.timeout(CALL_WITHIN, namespaces.get("kube-system")).await {
+        Ok(read) => read.map_err(|error| error.to_string())?,
+        Err(elapsed) => return Err(elapsed.to_string()),
+    };
+    let uid = namespace.metadata.uid.unwrap_or_default();
+    ClusterName::of_uid(&uid).map_err(|error| format!("its UID is {uid:?}: {error}"))
 }
 
 /// Reports ready once Consul has answered.

@@ -122,3 +122,25 @@ fn run_refuses_wrong_usage_with_two_and_does_not_wait_for_itself() {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
 }
+
+#[test]
+fn agent_refuses_wrong_usage_with_two_and_what_it_cannot_have_with_three() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("--listen={}", taken.local_addr().unwrap());
+    let nowhere = [("KUBECONFIG", "/nonexistent"), ("HOME", "/nonexistent")];
+    for (args, variables, expected, word) in [
+        (&[][..], &[][..], 2, "--key"),
+        (&["--key=k", "--ttl=10s"], &[], 2, "--grace 4s or less"),
+        (&["--key=k"], &[("CONSUL_LOCK_POD_UID", "0f2a")], 2, "CONSUL_LOCK_POD_NAME"),
+        (&["--claim=b"], &[("CONSUL_LOCK_NAMESPACE", "")], 2, "--namespace"),
+        (&["--key=k", &taken], &[], 3, "in use"),
+        // A guard says what its agent has said.
+        (&["--key=k", "--process=p", &taken], &[], 3, "in use"),
+        (&["--claim=b", "--namespace=n", "--listen=127.0.0.1:0"], &nowhere, 3, "KUBECONFIG"),
+    ] {
+        let ended = consul_lock(&[&["agent"], args].concat(), variables);
+        let said = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(expected), "{args:?}: {said}");
+        assert!(said.contains(word), "no {word:?} in: {said}");
+    }
+}

@@ -92,27 +92,7 @@ impl Child {
 
     /// What there is to know next. Cancel-safe.
     pub(super) async fn news(&self) -> News {
-        loop {
-            if self.socket.readable().await.is_err() {
-                return News::Unguarded;
-            }
-            // Nothing there is an error, so that tokio waits for more.
-            let received =
-                self.socket.try_io(Interest::READABLE, || match orders::receive(&self.socket) {
-                    Received::Nothing => Err(io::ErrorKind::WouldBlock.into()),
-                    Received::Packet(packet) => Ok(Some(packet)),
-                    Received::End => Ok(None),
-                });
-            match received {
-                Ok(Some(packet)) => {
-                    if let Some(report) = Report::read(&packet) {
-                        return News::Reported(report);
-                    }
-                }
-                Ok(None) => return News::Unguarded,
-                Err(_) => {}
-            }
-        }
+        news(&self.socket).await
     }
 
     /// Ends the command without the guard, and the guard, and waits until nothing is left.
@@ -138,5 +118,29 @@ impl Child {
 
     fn order(&self, order: Order) {
         orders::send(&self.socket, order.packet());
+    }
+}
+
+/// What the guard at the other end has to say next. Cancel-safe.
+pub(super) async fn news(socket: &UnixStream) -> News {
+    loop {
+        if socket.readable().await.is_err() {
+            return News::Unguarded;
+        }
+        // Nothing there is an error, so that tokio waits for more.
+        let received = socket.try_io(Interest::READABLE, || match orders::receive(socket) {
+            Received::Nothing => Err(io::ErrorKind::WouldBlock.into()),
+            Received::Packet(packet) => Ok(Some(packet)),
+            Received::End => Ok(None),
+        });
+        match received {
+            Ok(Some(packet)) => {
+                if let Some(report) = Report::read(&packet) {
+                    return News::Reported(report);
+                }
+            }
+            Ok(None) => return News::Unguarded,
+            Err(_) => {}
+        }
     }
 }

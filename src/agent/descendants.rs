@@ -119,7 +119,7 @@ impl Told {
     }
 
     /// `false`: it is known, or there is no room for more; then it is killed without a word.
-    fn add(&mut self, one: Pid) -> bool {
+    pub(super) fn add(&mut self, one: Pid) -> bool {
         let is_new = !self.known[..self.count].contains(&Some(one));
         match self.known.get_mut(self.count).filter(|_| is_new) {
             Some(free) => {
@@ -149,7 +149,7 @@ fn for_each_child(mut act: impl FnMut(Pid, Option<Pid>)) {
     }
 }
 
-fn processes() -> Option<OwnedFd> {
+pub(super) fn processes() -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, c"/proc", flags, Mode::empty()).ok()
 }
@@ -173,8 +173,10 @@ fn parse(stat: &[u8]) -> Option<(Option<Pid>, Option<Pid>)> {
     Some((number(fields.next()?), number(fields.next()?)))
 }
 
-fn number(text: &[u8]) -> Option<Pid> {
-    Pid::from_raw(std::str::from_utf8(text).ok()?.parse().ok()?)
+pub(super) fn number(text: &[u8]) -> Option<Pid> {
+    // A negative one would be a fault to it.
+    let number = std::str::from_utf8(text).ok()?.parse().ok().filter(|number| *number > 0)?;
+    Pid::from_raw(number)
 }
 
 #[cfg(test)]

@@ -271,7 +271,8 @@ impl Guard<'_> {
     }
 }
 
-fn ended(status: WaitStatus) -> Option<Ending> {
+/// How a child came to its end; `None`: it was only stopped.
+pub(super) fn ended(status: WaitStatus) -> Option<Ending> {
     let small = |number| u8::try_from(number).unwrap_or(u8::MAX);
     let code = status.exit_status().map(|code| Ending::Code(small(code)));
     code.or_else(|| status.terminating_signal().map(|signal| Ending::Signal(small(signal))))

@@ -1,8 +1,8 @@
-//! Holds a lock where the work is: `consul-lock run -- CMD`.
+//! Holds a lock where the work is: `consul-lock run -- CMD`, and beside the work: `consul-lock agent`.
 //!
-//! Three processes. `run` ([`run()`]) keeps session and key. The *guard* ([`guard()`]), the same
+//! Of `run` there are three processes. `run` ([`run()`]) keeps session and key. The *guard* ([`guard()`]), the same
 //! binary without a runtime, is the parent of the command and of everything that comes of it, and
-//! knows until when that may go on. The command does the work.
+//! knows until when that may go on. The command does the work. The agent and its guard: [`agent()`].
 //!
 //! # Guarantees
 //! When the lock is lost, or [`Notice`] before *valid until*, the command's processes are sent
@@ -23,6 +23,8 @@ mod nested;
 mod notice;
 mod orders;
 mod run;
+mod settings;
+mod sidecar;
 mod signals;
 mod terminal;
 mod terms;
@@ -33,3 +35,8 @@ pub use guard::guard;
 pub use nested::Outer;
 pub use notice::{Notice, NoticeError};
 pub use run::{Outcome, RunError, RunSettings, run};
+pub use settings::LockSettings;
+pub use sidecar::{
+    AgentError, AgentSettings, AppSettings, ClaimSettings, PodSettings, Surroundings, agent,
+    guard_agent, hear_signals,
+};

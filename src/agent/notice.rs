@@ -62,6 +62,12 @@ impl Notice {
         Err(NoticeError { grace, margin, ttl, ttl_needed, grace_allowed })
     }
 
+    /// The notice for a session of this TTL, with this grace or what the TTL leaves of it.
+    pub(super) fn fitting(ttl: Duration, grace: Duration) -> Notice {
+        let margin = margin_of(ttl);
+        Notice { grace: grace.min(ttl / 2 - margin), margin }
+    }
+
     /// The time from SIGTERM to SIGKILL.
     pub fn grace(&self) -> Duration {
         self.grace
@@ -124,6 +130,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_fits_is_accepted(ttl in 1_u64..86_400_000, grace in 0_u64..86_400_000) {
+            let (ttl, grace) = (Duration::from_millis(ttl), Duration::from_millis(grace));
+            let fitting = Notice::fitting(ttl, grace);
+            prop_assert_eq!(Notice::new(ttl, fitting.grace()), Ok(fitting));
+            if let Ok(notice) = Notice::new(ttl, grace) {
+                prop_assert_eq!(notice, fitting);
+            }
+        }
+
         #[test]
         fn what_an_error_advises_is_accepted(ttl in 1_u64..86_400_000, grace in 0_u64..86_400_000) {
             let (ttl, grace) = (Duration::from_millis(ttl), Duration::from_millis(grace));

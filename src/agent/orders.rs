@@ -49,6 +49,8 @@ pub(super) enum Report {
     /// Nothing is left of it; it ended so. The guard ends. `expired`: it had been told to stop before,
     /// since a deadline had passed.
     Ended { how: Ending, expired: bool },
+    /// Nobody of the app is left who was to stop, since this many orders to stop were given.
+    Clear { stops: u64 },
 }
 
 /// How the command ended.
@@ -152,6 +154,7 @@ impl Report {
             Report::Started(pid) => (b'r', pid.as_raw_nonzero().get().unsigned_abs().into(), false),
             Report::NotStarted(errno) => (b'n', errno.unsigned_abs().into(), false),
             Report::Stopped => (b't', 0, false),
+            Report::Clear { stops } => (b'c', stops, false),
             Report::Ended { how: Ending::Code(code), expired } => (b'e', code.into(), expired),
             Report::Ended { how: Ending::Signal(number), expired } => {
                 (b'd', number.into(), expired)
@@ -167,6 +170,7 @@ impl Report {
             b'r' => Report::Started(Pid::from_raw(i32::try_from(number).ok()?)?),
             b'n' => Report::NotStarted(i32::try_from(number).ok()?),
             b't' => Report::Stopped,
+            b'c' => Report::Clear { stops: number },
             b'e' => Report::Ended { how: Ending::Code(small?), expired },
             b'd' => Report::Ended { how: Ending::Signal(small?), expired },
             _ => return None,
@@ -227,6 +231,7 @@ mod tests {
             Report::Started(Pid::INIT),
             Report::NotStarted(2),
             Report::Stopped,
+            Report::Clear { stops: 7 },
             Report::Ended { how: Ending::Code(255), expired: false },
             Report::Ended { how: Ending::Signal(9), expired: true },
         ] {

@@ -8,13 +8,14 @@ use super::{
     cgroup, descendants,
     nested::Outer,
     notice::{Notice, NoticeError},
+    settings::LockSettings,
     signals::{self, Signals},
     terms::{self, Terms},
     work::Work,
 };
 use crate::{
     clock::Clock,
-    consul::{Behavior, Class, Consul, SessionInfo},
+    consul::{Class, Consul, SessionInfo},
     holder::{Hold as _, Holder, Refused},
     keeper::{AcquireSettings, Payload, SessionSettings, Stance, StopState, Trouble, Wanted},
     lock::FailReason,
@@ -37,18 +38,8 @@ pub struct RunSettings {
     pub host: String,
     /// The virtual catalog node that the session sits on.
     pub node: NodeName,
-    /// The session's TTL.
-    pub ttl: Duration,
-    /// How long the key stays locked after an unclean end.
-    pub lock_delay: Duration,
-    /// What an unclean end does to the key.
-    pub behavior: Behavior,
-    /// Node checks that end the session when they turn critical.
-    pub node_checks: Vec<String>,
-    /// Service checks that do.
-    pub service_checks: Vec<String>,
-    /// The user's text in the key.
-    pub value: String,
+    /// How it is held. After `max_hold` the command is stopped.
+    pub lock: LockSettings,
     /// Give up waiting for the lock after this long.
     pub wait: Option<Duration>,
     /// Give up after one attempt.
@@ -57,8 +48,6 @@ pub struct RunSettings {
     pub retries: Option<u32>,
     /// The time between two such tries.
     pub retry_interval: Duration,
-    /// Stop the command and release the lock after this long.
-    pub max_hold: Option<Duration>,
     /// Use this session, and leave it as it is; its name, node, TTL, lock-delay, behaviour and checks
     /// count.
     pub session: Option<SessionId>,
@@ -170,11 +159,11 @@ impl RunSettings {
         let own = SessionSettings {
             name,
             node: self.node.clone(),
-            ttl: self.ttl,
-            lock_delay: self.lock_delay,
-            behavior: self.behavior,
-            node_checks: self.node_checks.clone(),
-            service_checks: self.service_checks.clone(),
+            ttl: self.lock.ttl,
+            lock_delay: self.lock.lock_delay,
+            behavior: self.lock.behavior,
+            node_checks: self.lock.node_checks.clone(),
+            service_checks: self.lock.service_checks.clone(),
             lent: None,
         };
         let session = match lent {
@@ -182,7 +171,7 @@ impl RunSettings {
             Some(lent) => SessionSettings {
                 name: lent.name.clone(),
                 node: lent.node.clone(),
-                ttl: lent.ttl.unwrap_or(self.ttl),
+                ttl: lent.ttl.unwrap_or(self.lock.ttl),
                 lock_delay: lent.lock_delay,
                 lent: Some(lent.id.clone()),
                 ..own
@@ -202,7 +191,7 @@ impl RunSettings {
             payload: Payload {
                 holder,
                 cluster: String::new(),
-                value: self.value.clone(),
+                value: self.lock.value.clone(),
                 pod: None,
             },
             stance: Stance::FOR_ITSELF,
@@ -254,7 +243,7 @@ pub async fn run<C: Consul + Clone>(
     };
     let terms = match &lent {
         Some(lent) => Terms::of(lent, settings.notice.grace())?,
-        None => Terms { notice: settings.notice, lock_delay: settings.lock_delay },
+        None => Terms { notice: settings.notice, lock_delay: settings.lock.lock_delay },
     };
     let metrics = Metrics::new(false);
     let (mut retries, mut began) = (settings.retries, clock.now());

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What carries our own right to talk to Consul, and no command's.
-const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
+pub(super) const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
 
 /// Why the command is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +160,8 @@ impl<'a, H: Hold> Work<'a, H> {
                 let source = io::Error::from_raw_os_error(errno);
                 Some(Err(RunError::Start { command, source }))
             }
+            // A command's guard does not say it.
+            News::Reported(Report::Clear { .. }) => None,
             News::Unguarded => {
                 tracing::error!("the guard has ended");
                 Some(Ok(self.end_without_guard().await))
@@ -175,7 +177,7 @@ impl<'a, H: Hold> Work<'a, H> {
 
     /// When the command is told to stop, should nobody say anything.
     fn deadline(&self) -> Instant {
-        let max_hold = self.settings.max_hold.map(|longest| self.began + longest);
+        let max_hold = self.settings.lock.max_hold.map(|longest| self.began + longest);
         max_hold.map_or(self.term(), |end| end.min(self.term()))
     }
 

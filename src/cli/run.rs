@@ -8,20 +8,17 @@ use std::{
 
 use clap::{ArgMatches, Args};
 
-use super::{CliError, boolean, consul::ConsulFlags, duration, log_format};
+use super::{
+    CliError, boolean,
+    consul::ConsulFlags,
+    lock::{LockFlags, LogFlags, SECOND, between, host, is_in_names, long, name},
+};
 use crate::{
     agent::{Notice, NoticeError, Outer, RunSettings},
-    api::{GoDuration, VALUE_MAX_CHARS},
-    consul::{Behavior, http::HttpConfig},
+    consul::http::HttpConfig,
     names::{Key, NodeName, SessionId},
     telemetry::logs::{Filter, Format},
 };
-
-/// The longest lock-delay that Consul grants.
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const YEAR: Duration = Duration::from_secs(8760 * 3600);
 
 const EXIT_CODES: &str = "\
 The command sees CONSUL_LOCK_HELD=true, CONSUL_LOCK_KEY, CONSUL_LOCK_SESSION, CONSUL_LOCK_TOKEN \
@@ -85,38 +82,8 @@ pub(super) struct RawRun {
     #[arg(default_value = "consul-lock-run", value_parser = name)]
     node: String,
 
-    /// How long the lock may be relied on after a renewal was sent: 1s to 24h, and no less than
-    /// Consul allows (10s, unless it is configured otherwise)
-    #[arg(long, env = "CONSUL_LOCK_TTL", value_name = "DURATION")]
-    #[arg(default_value = "15s", value_parser = ttl)]
-    ttl: Duration,
-
-    /// How long nobody gets the lock after it was lost; 0s to 60s. After a release it is free at
-    /// once
-    #[arg(long, env = "CONSUL_LOCK_LOCK_DELAY", value_name = "DURATION")]
-    #[arg(default_value = "15s", value_parser = lock_delay)]
-    lock_delay: Duration,
-
-    /// What becomes of the key when the lock is lost: release or delete
-    #[arg(long, env = "CONSUL_LOCK_BEHAVIOR", value_name = "WHAT")]
-    #[arg(default_value = "release", value_parser = behavior)]
-    behavior: Behavior,
-
-    /// The lock is lost when this check of the session's node turns critical, too (comma list, or
-    /// several times). With --node: an agent's node, whose checks these are
-    #[arg(long, env = "CONSUL_LOCK_CHECK", value_name = "ID", value_delimiter = ',')]
-    #[arg(value_parser = check)]
-    check: Vec<String>,
-
-    /// The same for a check of a service on that node
-    #[arg(long, env = "CONSUL_LOCK_SERVICE_CHECK", value_name = "ID", value_delimiter = ',')]
-    #[arg(value_parser = check)]
-    service_check: Vec<String>,
-
-    /// A text for others to read, written into the key
-    #[arg(long, env = "CONSUL_LOCK_VALUE", value_name = "TEXT", default_value = "")]
-    #[arg(hide_default_value = true, value_parser = value)]
-    value: String,
+    #[command(flatten)]
+    lock: LockFlags,
 
     /// Give up waiting for the lock after this long; 1s to 8760h. Default: wait for ever
     #[arg(long, env = "CONSUL_LOCK_WAIT", value_name = "DURATION", value_parser = long)]
@@ -138,10 +105,6 @@ pub(super) struct RawRun {
     #[arg(default_value = "1s", value_parser = retry_interval)]
     retry_interval: Duration,
 
-    /// Stop the command and release the lock after this long; 1s to 8760h. Default: never
-    #[arg(long, env = "CONSUL_LOCK_MAX_HOLD", value_name = "DURATION", value_parser = long)]
-    max_hold: Option<Duration>,
-
     /// Under a run of the same key: take part in its tenure, and release nothing
     #[arg(long, env = "CONSUL_LOCK_RE_ENTRANT", value_name = "BOOL")]
     #[arg(num_args = 0..=1, require_equals = true)]
@@ -154,12 +117,6 @@ pub(super) struct RawRun {
     #[arg(default_value = "false", default_missing_value = "true", value_parser = boolean)]
     restart: bool,
 
-    /// The time between SIGTERM and SIGKILL when the command has to stop. Both come before the
-    /// lock may be relied on no longer, so this is less than half of the TTL
-    #[arg(long, env = "CONSUL_LOCK_GRACE", value_name = "DURATION")]
-    #[arg(default_value = "5s", value_parser = duration)]
-    grace: Duration,
-
     /// Let the command see CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE
     #[arg(long, env = "CONSUL_LOCK_PASS_CONSUL_TOKEN", value_name = "BOOL")]
     #[arg(num_args = 0..=1, require_equals = true)]
@@ -169,15 +126,8 @@ pub(super) struct RawRun {
     #[command(flatten)]
     consul: ConsulFlags,
 
-    /// How log lines look: text or json
-    #[arg(long, env = "CONSUL_LOCK_LOG_FORMAT", value_name = "FORMAT")]
-    #[arg(default_value = "text", value_parser = log_format, help_heading = "Log")]
-    log_format: Format,
-
-    /// What is logged: a level, or a comma list of target=level
-    #[arg(long, env = "CONSUL_LOCK_LOG", value_name = "FILTER", default_value = "warn")]
-    #[arg(help_heading = "Log")]
-    log: Filter,
+    #[command(flatten)]
+    log: LogFlags,
 
     /// The command to run while the lock is held, and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -186,7 +136,7 @@ pub(super) struct RawRun {
 
 impl RawRun {
     pub(super) fn validate(self, matches: &ArgMatches) -> Result<RunConfig, CliError> {
-        let notice = Notice::new(self.ttl, self.grace).map_err(RunConfigError::from)?;
+        let notice = Notice::new(self.lock.ttl, self.lock.grace).map_err(RunConfigError::from)?;
         let is_nested = runs_under(&self.key);
         if is_nested && !self.re_entrant {
             return Err(RunConfigError::Nested(self.key).into());
@@ -197,17 +147,11 @@ impl RawRun {
             host: host(),
             key: self.key,
             node: NodeName::new(self.node),
-            ttl: self.ttl,
-            lock_delay: self.lock_delay,
-            behavior: self.behavior,
-            node_checks: self.check,
-            service_checks: self.service_check,
-            value: self.value,
+            lock: self.lock.into(),
             wait: self.wait,
             try_once: self.try_once,
             retries: self.retries,
             retry_interval: self.retry_interval,
-            max_hold: self.max_hold,
             session: self.session,
             outer: if is_nested { outer() } else { None },
             restart: self.restart,
@@ -216,7 +160,7 @@ impl RawRun {
             command: self.command,
         };
         let consul = self.consul.validate(matches)?;
-        Ok(RunConfig { consul, settings, log_format: self.log_format, log: self.log })
+        Ok(RunConfig { consul, settings, log_format: self.log.format, log: self.log.log })
     }
 }
 
@@ -235,29 +179,11 @@ fn outer() -> Option<Outer> {
     })
 }
 
-/// This machine's name. One that is not told is not needed either: session names are unique.
-fn host() -> String {
-    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(told.trim()).filter(|host| !host.is_empty()).unwrap_or("localhost").to_owned()
-}
-
 /// A holder's name made of a command's.
 fn name_of(program: &OsStr) -> String {
     let file = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
     let allowed = |c: char| if is_in_names(c) { c } else { '-' };
     file.chars().map(allowed).take(64).collect()
-}
-
-fn is_in_names(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "._-".contains(c)
-}
-
-fn name(raw: &str) -> Result<String, String> {
-    if (1..=64).contains(&raw.len()) && raw.chars().all(is_in_names) {
-        Ok(raw.to_owned())
-    } else {
-        Err("a name has 1 to 64 characters, each a letter, a digit or one of . _ -".to_owned())
-    }
 }
 
 fn session(raw: &str) -> Result<SessionId, String> {
@@ -267,57 +193,17 @@ fn session(raw: &str) -> Result<SessionId, String> {
     })
 }
 
-fn check(raw: &str) -> Result<String, String> {
-    if (1..=256).contains(&raw.chars().count()) {
-        Ok(raw.to_owned())
-    } else {
-        Err("a check's ID has 1 to 256 characters".to_owned())
-    }
-}
-
-fn value(raw: &str) -> Result<String, String> {
-    match raw.chars().count() {
-        0..=VALUE_MAX_CHARS => Ok(raw.to_owned()),
-        chars => Err(format!("{chars} characters, at most {VALUE_MAX_CHARS} are allowed")),
-    }
-}
-
-fn behavior(raw: &str) -> Result<Behavior, String> {
-    match raw {
-        "release" => Ok(Behavior::Release),
-        "delete" => Ok(Behavior::Delete),
-        _ => Err("give release or delete".to_owned()),
-    }
-}
-
 fn retry_interval(raw: &str) -> Result<Duration, String> {
     between(raw, Duration::from_millis(100), 3600 * SECOND)
 }
 
-fn ttl(raw: &str) -> Result<Duration, String> {
-    between(raw, SECOND, DAY)
-}
-
-fn lock_delay(raw: &str) -> Result<Duration, String> {
-    between(raw, Duration::ZERO, LONGEST_DELAY)
-}
-
-fn long(raw: &str) -> Result<Duration, String> {
-    between(raw, SECOND, YEAR)
-}
-
-fn between(raw: &str, least: Duration, most: Duration) -> Result<Duration, String> {
-    let span = duration(raw)?;
-    if (least..=most).contains(&span) {
-        Ok(span)
-    } else {
-        Err(format!("give {} to {}", GoDuration::from(least), GoDuration::from(most)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::cli::{Job, parse};
+    use crate::{
+        api::VALUE_MAX_CHARS,
+        cli::{Job, parse},
+        consul::Behavior,
+    };
 
     use super::*;
 
@@ -337,12 +223,12 @@ mod tests {
         let settings = run(&flags.split_whitespace().collect::<Vec<_>>()).unwrap().settings;
         assert_eq!(settings.key.as_str(), "shared/billing");
         assert_eq!((settings.name.as_str(), settings.node.as_str()), ("billing", "vms"));
-        assert_eq!((settings.ttl, settings.lock_delay), (30 * SECOND, SECOND));
-        assert_eq!((settings.behavior, settings.value.as_str()), (Behavior::Delete, "v"));
+        assert_eq!((settings.lock.ttl, settings.lock.lock_delay), (30 * SECOND, SECOND));
+        assert_eq!((settings.lock.behavior, settings.lock.value.as_str()), (Behavior::Delete, "v"));
         assert_eq!((settings.wait, settings.try_once), (Some(5 * SECOND), false));
-        assert_eq!(settings.max_hold, Some(3600 * SECOND));
-        assert_eq!(settings.node_checks, ["a", "b", "c"]);
-        assert_eq!(settings.service_checks, ["d"]);
+        assert_eq!(settings.lock.max_hold, Some(3600 * SECOND));
+        assert_eq!(settings.lock.node_checks, ["a", "b", "c"]);
+        assert_eq!(settings.lock.service_checks, ["d"]);
         assert_eq!((settings.retries, settings.retry_interval), (Some(0), SECOND / 10));
         assert_eq!((settings.restart, settings.pass_consul_token), (true, true));
         assert_eq!(settings.notice.grace(), 10 * SECOND);

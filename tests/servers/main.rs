@@ -3,6 +3,7 @@
 //! this process.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
+mod agent;
 mod api_contract;
 mod claims;
 mod consul_access;

@@ -24,7 +24,7 @@ use crate::{
 mod cgroups;
 mod cluster;
 mod instants;
-mod scene;
+pub(crate) mod scene;
 mod trials;
 
 use scene::{

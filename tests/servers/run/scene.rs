@@ -165,12 +165,12 @@ impl Run {
 }
 
 /// The fields of `/proc/PID/stat` after the name: state, parent, group…
-pub(super) fn stat(pid: Pid) -> Option<Vec<String>> {
+pub(crate) fn stat(pid: Pid) -> Option<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     Some(stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect())
 }
 
-pub(super) fn is_alive(pid: Pid) -> bool {
+pub(crate) fn is_alive(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
 }
 
@@ -188,13 +188,13 @@ pub(super) fn parent(pid: Pid) -> Pid {
     Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
 }
 
-pub(super) fn kill(pid: Pid, signal: Signal) {
+pub(crate) fn kill(pid: Pid, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
 /// Waits until none of them is alive; returns when that was seen.
 #[track_caller]
-pub(super) fn all_gone(processes: &[Pid]) -> Instant {
+pub(crate) fn all_gone(processes: &[Pid]) -> Instant {
     let gone = || processes.iter().all(|pid| !is_alive(*pid)).then_some(());
     wait_for("every process to be gone", PATIENCE, gone).unwrap();
     Clock::boot().now()

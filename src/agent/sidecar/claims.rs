@@ -1,0 +1,108 @@
+//! The claim that an agent serves, read now and then: it may `get` consullocks and needs no more.
+//!
+//! # Guarantees
+//! What was read last stands while the API server is away or does not let us: an agent goes on.
+//! # Not guaranteed
+//! That a change is heard of sooner than the next reading.
+
+use std::time::Duration;
+
+use kube::{Api, Client};
+use tokio::sync::watch;
+
+use crate::{
+    api::{ConsulLock, Settings, SpecError},
+    clock::Clock,
+};
+
+/// How long one reading may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What is known of the claim.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Claim {
+    /// Nothing yet, for this reason.
+    Unread(Option<String>),
+    /// There is none of that name.
+    Missing,
+    /// What it says.
+    Read(Box<Spec>),
+}
+
+/// What a claim says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Spec {
+    pub(super) settings: Settings,
+    /// The key that the controller has worked out, which it does once.
+    pub(super) status_key: Option<String>,
+    pub(super) generation: i64,
+}
+
+/// Where a claim is read.
+pub(super) struct Reader {
+    api: Api<ConsulLock>,
+    name: String,
+    again: Duration,
+    clock: Clock,
+}
+
+impl Reader {
+    pub(super) fn new(
+        client: Client,
+        (namespace, name): (&str, &str),
+        again: Duration,
+        clock: Clock,
+    ) -> Reader {
+        Reader { api: Api::namespaced(client, namespace), name: name.to_owned(), again, clock }
+    }
+
+    /// Reads it without end, and tells what is new.
+    pub(super) async fn follow(self, told: watch::Sender<Claim>) {
+        loop {
+            let read = self.clock.timeout(ANSWER, self.api.get_opt(&self.name)).await;
+            let trouble = match read {
+                Ok(Ok(found)) => {
+                    tell(&told, found.map_or(Ok(Claim::Missing), |claim| meaning(&claim)));
+                    None
+                }
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(elapsed) => Some(elapsed.to_string()),
+            };
+            if let Some(error) = trouble {
+                tracing::warn!(claim = self.name, error, "cannot read the claim");
+                told.send_if_modified(|known| match known {
+                    Claim::Unread(why) if why.as_ref() != Some(&error) => {
+                        *why = Some(error);
+                        true
+                    }
+                    _ => false,
+                });
+            }
+            self.clock.sleep_until(self.clock.now() + self.again).await;
+        }
+    }
+}
+
+fn tell(told: &watch::Sender<Claim>, meaning: Result<Claim, SpecError>) {
+    let new = match meaning {
+        Ok(claim) => claim,
+        Err(error) if matches!(*told.borrow(), Claim::Read(_)) => {
+            tracing::error!(%error, "the claim makes no sense any more; going on as before");
+            return;
+        }
+        Err(error) => Claim::Unread(Some(error.to_string())),
+    };
+    told.send_if_modified(|known| {
+        let is_new = *known != new;
+        *known = new;
+        is_new
+    });
+}
+
+fn meaning(claim: &ConsulLock) -> Result<Claim, SpecError> {
+    Ok(Claim::Read(Box::new(Spec {
+        settings: claim.spec.settings()?,
+        status_key: claim.status.as_ref().and_then(|status| status.key.clone()),
+        generation: claim.metadata.generation.unwrap_or_default(),
+    })))
+}

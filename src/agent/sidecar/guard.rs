@@ -1,0 +1,394 @@
+//! The guard of an agent: it ends the app when a deadline passes, whatever the agent does.
+//!
+//! It is the agent's parent and so its container's main process, for when a main process ends, the
+//! runtime ends whatever else runs in the container: a guard that were a child would be gone just
+//! when it is needed. It learns each new deadline through a socket, passes signals on, and starts
+//! the agent again should that fail; an agent that finds its session again in time lets the app
+//! go on.
+//!
+//! # Guarantees
+//! The app's processes are sent the signal at the first deadline and SIGKILL at the second, on the
+//! clock that also counts suspend, also while the agent is stopped, stuck or dead. An app that
+//! nobody has vouched for since the guard began has [`BEGINNING`], and then the same.
+//! # Not guaranteed
+//! Anything, when the guard itself is killed: then the agent ends the app, and when the whole
+//! container is killed, the next one.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::sys::{
+    signal::SigSet,
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::OwnedFd,
+    process::{Pid, Signal, kill_process},
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
+
+use super::app::{App, AppSettings};
+use crate::{
+    agent::{
+        descendants::{self, Child, Told},
+        guard::ended,
+        notice::Deadlines,
+        orders::{self, Ending, Order, Received, Report},
+    },
+    clock::{Clock, Instant},
+};
+
+/// The flag by which an agent knows that it has a guard, at the other end of its standard input.
+const GUARDED: &str = "--guarded";
+
+/// How long an app may go on that worked before this guard began, until an agent vouches for it.
+const BEGINNING: Duration = Duration::from_secs(3);
+/// While the app is being ended, it is looked for this often.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Between the end of an agent and the next one.
+const PAUSE: Duration = Duration::from_secs(1);
+/// An agent that ends so has failed; every other way was its decision.
+const FAILED: u8 = 1;
+
+/// What the guard does for the app. Pure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    /// Nobody may work, and nobody does: whatever did was ended.
+    Idle,
+    /// It may work until these.
+    Hold(Deadlines),
+    /// It was told to stop, and has until then.
+    Stop { kill: Instant },
+    /// It is killed.
+    Kill,
+}
+
+impl Duty {
+    fn after(self, order: Order) -> Duty {
+        match (self, order) {
+            (Duty::Idle | Duty::Hold(_), Order::Hold(deadlines)) => Duty::Hold(deadlines),
+            (Duty::Hold(deadlines), Order::Stop { kill }) => {
+                Duty::Stop { kill: kill.min(deadlines.kill) }
+            }
+            (Duty::Stop { kill }, Order::Stop { kill: other }) => {
+                Duty::Stop { kill: kill.min(other) }
+            }
+            // Nobody works; too late for a renewal; nothing new; and what only a command is told.
+            (Duty::Idle, Order::Stop { .. })
+            | (Duty::Stop { .. }, Order::Hold(_))
+            | (Duty::Kill, Order::Hold(_) | Order::Stop { .. })
+            | (_, Order::Signal(_) | Order::Start { .. }) => self,
+        }
+    }
+
+    fn at(self, now: Instant) -> Duty {
+        match self {
+            Duty::Hold(Deadlines { term, kill }) if now >= term => Duty::Stop { kill }.at(now),
+            Duty::Stop { kill } if now >= kill => Duty::Kill,
+            duty => duty,
+        }
+    }
+
+    /// When time alone changes something.
+    fn due(self, now: Instant) -> Option<Instant> {
+        match self {
+            Duty::Idle => None,
+            Duty::Hold(deadlines) => Some(deadlines.term),
+            Duty::Stop { kill } => Some(kill.min(now + AGAIN)),
+            Duty::Kill => Some(now + AGAIN),
+        }
+    }
+}
+
+/// Guards the app, and keeps the agent: this program with these arguments, which are those of the
+/// guard, and [`GUARDED`]. Returns the agent's exit code when both have ended.
+///
+/// # Errors
+/// Of the system calls that come before the agent is started.
+pub fn guard(arguments: &[OsString], settings: &AppSettings, grace: Duration) -> io::Result<u8> {
+    let mask = SigSet::all();
+    mask.thread_block()?;
+    let clock = Clock::boot();
+    let term = clock.now() + BEGINNING;
+    let mut guard = Guard {
+        arguments,
+        app: App::new(settings)?,
+        grace,
+        timer: timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?,
+        signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+        duty: Duty::Hold(Deadlines { term, kill: term + grace }),
+        clock,
+        agent: None,
+        again: None,
+        is_ending: false,
+        end: None,
+    };
+    if guard.app.count() == 0 {
+        // Whoever comes now has to ask first.
+        guard.duty = Duty::Idle;
+    }
+    guard.agent = Some(guard.start()?);
+    Ok(guard.keep())
+}
+
+/// For a guarded agent: its guard heeds no signals, and such is inherited.
+///
+/// # Errors
+/// Of the system call.
+pub fn hear_signals() -> io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+struct Guard<'a> {
+    arguments: &'a [OsString],
+    app: App,
+    grace: Duration,
+    timer: OwnedFd,
+    /// Readable when an agent has ended, or somebody wants us to.
+    signals: SignalFd,
+    clock: Clock,
+    duty: Duty,
+    agent: Option<Agent>,
+    /// When to start the next agent.
+    again: Option<Instant>,
+    /// We were told to end, and have passed it on.
+    is_ending: bool,
+    /// What to end with, once the app has.
+    end: Option<u8>,
+}
+
+/// The agent that runs.
+struct Agent {
+    pid: Pid,
+    /// `None`: its end was seen.
+    socket: Option<OwnedFd>,
+    /// How many orders to stop it has given.
+    stops: u64,
+}
+
+impl Guard<'_> {
+    fn start(&mut self) -> io::Result<Agent> {
+        let (ours, agents) = orders::pair()?;
+        // This very program, even if its file has been replaced since.
+        let mut agent = Command::new("/proc/self/exe");
+        agent.arg0("consul-lock").args(self.arguments).arg(GUARDED);
+        let agent = agent.stdin(Stdio::from(agents)).spawn()?;
+        let pid = Pid::from_child(&agent);
+        self.app.sparing(Some(pid));
+        Ok(Agent { pid, socket: Some(ours), stops: 0 })
+    }
+
+    fn keep(mut self) -> u8 {
+        let (mut told, mut since) = (Told::nobody(), None);
+        loop {
+            // Before children are asked, so that none ends unseen between the two.
+            self.pass_on_signals();
+            self.obey();
+            while let Child::News(pid, status) = descendants::child() {
+                if self.agent.as_ref().is_some_and(|agent| agent.pid == pid)
+                    && let Some(how) = ended(status)
+                {
+                    self.agent_ended(how);
+                }
+            }
+            let now = self.clock.now();
+            self.duty = self.duty.at(now);
+            let left = match self.duty {
+                Duty::Idle | Duty::Hold(_) => None,
+                Duty::Stop { .. } => {
+                    since.get_or_insert(now);
+                    Some(self.app.tell(&mut told))
+                }
+                Duty::Kill => Some(self.app.kill(*since.get_or_insert(now))),
+            };
+            if left == Some(0) {
+                eprintln!("guard: nothing is left of the app that was to stop");
+                (told, since) = (Told::nobody(), None);
+                self.duty = Duty::Idle;
+                self.report_clear();
+            }
+            match self.end {
+                Some(code) if self.agent.is_none() && self.duty == Duty::Idle => return code,
+                _ => self.start_again(now),
+            }
+            self.wait();
+        }
+    }
+
+    fn agent_ended(&mut self, how: Ending) {
+        self.agent = None;
+        self.app.sparing(None);
+        let now = self.clock.now();
+        match how {
+            Ending::Code(code) if code != FAILED => {
+                // Its own decision: it has told us before what becomes of the app.
+                self.end = Some(code);
+            }
+            Ending::Code(code) if self.is_ending => self.end = Some(code),
+            // It was told so early that it did not hear signals yet.
+            Ending::Signal(_) if self.is_ending => self.end = Some(0),
+            Ending::Code(_) | Ending::Signal(_) => {
+                eprintln!("error: the agent has ended by itself ({how:?}); starting it again");
+                self.again = Some(now + PAUSE);
+            }
+        }
+        if self.end.is_some() {
+            self.duty = self.duty.after(Order::Stop { kill: now + self.grace });
+        }
+    }
+
+    fn start_again(&mut self, now: Instant) {
+        if self.again.is_none_or(|again| now < again) {
+            return;
+        }
+        self.again = None;
+        match self.start() {
+            Ok(agent) => self.agent = Some(agent),
+            Err(error) => {
+                eprintln!("error: cannot start the agent: {error}");
+                self.again = Some(now + PAUSE);
+            }
+        }
+    }
+
+    /// Tells the agent what we are told. Without one, we are the ones who are to end.
+    fn pass_on_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            let Some(signal) = Signal::from_named_raw(number) else { continue };
+            let ends = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal);
+            if !ends {
+                continue;
+            }
+            self.is_ending = true;
+            if let Some(agent) = &self.agent {
+                let _ = kill_process(agent.pid, signal);
+            } else {
+                (self.again, self.end) = (None, self.end.or(Some(0)));
+                let kill = self.clock.now() + self.grace;
+                self.duty = self.duty.after(Order::Stop { kill });
+            }
+        }
+    }
+
+    fn obey(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        while let Some(socket) = &agent.socket {
+            match orders::receive(socket) {
+                Received::Nothing => return,
+                // Its deadlines stand.
+                Received::End => agent.socket = None,
+                Received::Packet(packet) => {
+                    let Some(order) = Order::read(&packet) else { continue };
+                    agent.stops += u64::from(matches!(order, Order::Stop { .. }));
+                    self.duty = self.duty.at(self.clock.now()).after(order);
+                    if matches!(order, Order::Stop { .. }) && self.duty == Duty::Idle {
+                        orders::send(socket, Report::Clear { stops: agent.stops }.packet());
+                    }
+                }
+            }
+        }
+    }
+
+    fn report_clear(&self) {
+        if let Some(Agent { socket: Some(socket), stops, .. }) = &self.agent {
+            orders::send(socket, Report::Clear { stops: *stops }.packet());
+        }
+    }
+
+    /// Returns when there is news, or it is time. Early returns do no harm.
+    fn wait(&self) {
+        let due = [self.duty.due(self.clock.now()), self.again].into_iter().flatten().min();
+        // Zero would switch it off, which is what nothing to wait for means.
+        let at = due.map_or(Duration::ZERO, Instant::since_boot);
+        let timer = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec {
+                tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: at.subsec_nanos().into(),
+            },
+        };
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &timer);
+        let socket: Option<BorrowedFd<'_>> =
+            self.agent.as_ref().and_then(|agent| agent.socket.as_ref()).map(AsFd::as_fd);
+        let timer = PollFd::new(&self.timer, PollFlags::IN);
+        let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
+        let _ = match socket {
+            Some(socket) => {
+                let socket = PollFd::from_borrowed_fd(socket, PollFlags::IN);
+                poll(&mut [timer, signals, socket], None)
+            }
+            None => poll(&mut [timer, signals], None),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u32) -> Instant {
+        Instant::from_boot(S * seconds)
+    }
+
+    fn deadlines(term: u32, kill: u32) -> Deadlines {
+        Deadlines { term: at(term), kill: at(kill) }
+    }
+
+    fn stop(kill: u32) -> Order {
+        Order::Stop { kill: at(kill) }
+    }
+
+    #[test]
+    fn passing_deadlines_stop_and_kill() {
+        let duty = Duty::Hold(deadlines(10, 15));
+        assert_eq!(duty.at(at(9)), duty);
+        assert_eq!(duty.at(at(10)), Duty::Stop { kill: at(15) });
+        assert_eq!(duty.at(at(15)), Duty::Kill, "it woke up late");
+    }
+
+    #[test]
+    fn renewal_moves_the_deadlines_of_an_app_that_works_and_of_no_other() {
+        let renewed = Order::Hold(deadlines(20, 25));
+        let working = Duty::Hold(deadlines(20, 25));
+        assert_eq!(Duty::Hold(deadlines(10, 15)).after(renewed), working);
+        assert_eq!(Duty::Idle.after(renewed), working, "a new tenure");
+        for stopping in [Duty::Stop { kill: at(15) }, Duty::Kill] {
+            assert_eq!(stopping.after(renewed), stopping);
+        }
+    }
+
+    #[test]
+    fn an_order_to_stop_may_only_hasten_the_end() {
+        let working = Duty::Hold(deadlines(10, 15));
+        assert_eq!(working.after(stop(9)), Duty::Stop { kill: at(9) });
+        assert_eq!(working.after(stop(30)), Duty::Stop { kill: at(15) }, "its deadline stands");
+        let stopping = Duty::Stop { kill: at(9) };
+        assert_eq!(stopping.after(stop(12)), stopping);
+        assert_eq!(stopping.after(stop(6)), Duty::Stop { kill: at(6) });
+    }
+
+    #[test]
+    fn app_that_waits_for_its_turn_is_not_stopped() {
+        assert_eq!(Duty::Idle.after(stop(9)), Duty::Idle);
+        assert_eq!(Duty::Idle.at(at(1000)), Duty::Idle);
+        assert_eq!(Duty::Idle.due(at(1)), None);
+    }
+}
