@@ -178,12 +178,13 @@ fn silence_ends_the_work_before_valid_until_and_everybody_hears_of_it() {
 fn app_of_a_frozen_agent_is_ended_by_its_guard_and_an_app_that_waits_is_not() {
     let scene = Scene::new("frozen");
     let process = format!("--process={}", scene.app);
-    let mut agent = scene.start(&flags(&[&QUICK, &[&process]]));
+    let terms = ["--ttl=10s", "--grace=1s", "--lock-delay=0s"];
+    let mut agent = scene.start(&flags(&[&terms, &[&process]]));
     let first = agent.leads();
     let app = scene.app(DEAF);
     kill(agent.guarded(), Signal::STOP);
     // It may have renewed since it was asked.
-    let latest = Clock::boot().now() + Duration::from_secs(4);
+    let latest = Clock::boot().now() + Duration::from_secs(10);
     let gone = all_gone(&[app.pid()]);
     assert!(gone < latest, "{:?} too late", gone.since(latest));
     let idle = || agent.said().contains("nothing is left of the app").then_some(());
