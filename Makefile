@@ -39,10 +39,12 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 			"cargo install --locked cargo-deny"; \
 	fi
 
-generate: need-rust need-cc ## write crds/ anew from the Rust types
-	@mkdir -p crds
+generate: need-rust need-cc ## write crds/ and man/ anew from the Rust types
+	@mkdir -p crds man
 	$(CARGO) run --quiet --locked -- crd > crds/consullocks.yaml.new
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
+	@rm -f man/*.1
+	$(CARGO) run --quiet --locked -- man man
 
 servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed

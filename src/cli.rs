@@ -14,6 +14,7 @@ use std::{ffi::OsString, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time
 use clap::{
     Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable,
 };
+use clap_complete::Shell;
 
 use crate::{
     api::GoDuration,
@@ -26,6 +27,7 @@ use crate::{
 
 mod agent;
 mod consul;
+mod generated;
 mod kubectl;
 mod lock;
 mod run;
@@ -34,7 +36,7 @@ use agent::RawAgent;
 pub use agent::{AgentConfig, AgentConfigError, own_arguments};
 pub use consul::ConsulConfigError;
 use consul::ConsulFlags;
-use kubectl::{RawKubectl, RawPlugin};
+use kubectl::{RawKubectl, RawPlugin, RawPluginCommand};
 use run::RawRun;
 pub use run::{RunConfig, RunConfigError};
 
@@ -59,6 +61,10 @@ pub enum Job {
     },
     /// `kubectl consullock …`
     Kubectl(Box<KubectlSettings>),
+    /// `consul-lock completion`: the script.
+    Completion(Vec<u8>),
+    /// `consul-lock man`: where to put the pages, and their names and contents.
+    Man(PathBuf, Vec<(String, Vec<u8>)>),
     /// `consul-lock crd`
     Crd,
 }
@@ -136,17 +142,28 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     if args.first().is_some_and(|program| kubectl::is_plugin(program)) {
         let matches = kubectl::plugin().try_get_matches_from(args)?;
-        let raw = RawPlugin::from_arg_matches(&matches)?.command;
-        let settings = raw.validate(&matches)?;
-        return Ok(Job::Kubectl(Box::new(settings)));
+        return match RawPlugin::from_arg_matches(&matches)?.command {
+            RawPluginCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
+            RawPluginCommand::Completion { shell } => {
+                Ok(Job::Completion(generated::completion(kubectl::plugin(), shell)))
+            }
+        };
     }
-    let with_variables = ["controller", "run", "agent", "release"];
+    let with_variables = ["controller", "run", "agent", "release", "doctor"];
     let command = with_variables
         .into_iter()
         .fold(Raw::command(), |command, name| command.mut_subcommand(name, unset));
     let matches = command.try_get_matches_from(args)?;
     match Raw::from_arg_matches(&matches)?.command {
         RawCommand::Crd => Ok(Job::Crd),
+        RawCommand::Completion { shell } => {
+            Ok(Job::Completion(generated::completion(Raw::command(), shell)))
+        }
+        RawCommand::Man { folder } => {
+            let mut pages = generated::man_pages(Raw::command());
+            pages.extend(generated::man_pages(kubectl::plugin()));
+            Ok(Job::Man(folder, pages))
+        }
         RawCommand::Guard { cgroup, command } => Ok(Job::Guard { cgroup, command }),
         RawCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
         RawCommand::Run(raw) => {
@@ -207,6 +224,17 @@ enum RawCommand {
         cgroup: Option<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
+    },
+    /// Print a script that completes this command in a shell
+    Completion {
+        /// Which
+        shell: Shell,
+    },
+    /// Write the man pages into a folder
+    Man {
+        /// The folder, which must be there
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
     },
     /// Print the CustomResourceDefinition as YAML
     Crd,

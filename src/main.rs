@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io::{self, Write},
     net::SocketAddr,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -75,6 +76,8 @@ enum Failure {
     Agent(#[from] AgentError),
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
+    #[error("cannot write {}: {source}", path.display())]
+    Page { path: PathBuf, source: io::Error },
     #[error("the admin server ended: {0}")]
     Admin(#[source] io::Error),
     #[error("the part \"{0}\" ended early")]
@@ -103,6 +106,7 @@ impl Failure {
             | Failure::Guard(_)
             | Failure::Consul(_) => 3,
             Failure::Output(_)
+            | Failure::Page { .. }
             | Failure::Admin(_)
             | Failure::EndedEarly(_)
             | Failure::Crashed(..)
@@ -115,13 +119,15 @@ fn main() -> ExitCode {
     // Before any client is made: with none, or with two to choose from, they panic.
     ensure_tls_provider();
     let done = match cli::parse(std::env::args_os()) {
-        Ok(Job::Crd) => print_crd().map(|()| 0),
+        Ok(Job::Crd) => print(api::crd_yaml().as_bytes()).map(|()| 0),
         Ok(Job::Controller(config)) => run_controller(*config).map(|()| 0),
         Ok(Job::Run(config)) => run_command(*config),
         Ok(Job::Agent(config)) => run_agent(*config),
         Ok(Job::Guard { cgroup, command }) => {
             agent::guard(cgroup, &command).map_err(Failure::Guard).map(|()| 0)
         }
+        Ok(Job::Completion(script)) => print(&script).map(|()| 0),
+        Ok(Job::Man(folder, pages)) => write_pages(&folder, &pages).map(|()| 0),
         Ok(Job::Kubectl(settings)) => run_kubectl(*settings),
         Err(error) => return ExitCode::from(if error.report() { 0 } else { 2 }),
     };
@@ -237,9 +243,18 @@ fn count_calls(consul: &mut HttpConfig, metrics: &Arc<Metrics>) {
     }));
 }
 
-fn print_crd() -> Result<(), Failure> {
+fn print(text: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(api::crd_yaml().as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+    out.write_all(text).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+fn write_pages(folder: &Path, pages: &[(String, Vec<u8>)]) -> Result<(), Failure> {
+    for (name, page) in pages {
+        let path = folder.join(name);
+        let written = std::fs::write(&path, page);
+        written.map_err(|source| Failure::Page { path, source })?;
+    }
+    Ok(())
 }
 
 fn run_controller(config: ControllerConfig) -> Result<(), Failure> {

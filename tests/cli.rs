@@ -39,6 +39,62 @@ fn crd_prints_the_definition_that_is_checked_in() {
 }
 
 #[test]
+fn man_pages_are_those_that_are_checked_in() {
+    let folder = testbed::Folder::new("man").unwrap();
+    let written = consul_lock(&["man", folder.path().to_str().unwrap()], &[]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    let pages = |path: &std::path::Path| {
+        let files = std::fs::read_dir(path).unwrap().map(|file| file.unwrap());
+        let page = |file: std::fs::DirEntry| {
+            (file.file_name().into_string().unwrap(), std::fs::read_to_string(file.path()).unwrap())
+        };
+        files.map(page).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (now, kept) =
+        (pages(folder.path()), pages(concat!(env!("CARGO_MANIFEST_DIR"), "/man").as_ref()));
+    assert_eq!(
+        now.keys().collect::<Vec<_>>(),
+        kept.keys().collect::<Vec<_>>(),
+        "run make generate"
+    );
+    for (name, page) in &now {
+        assert!(*page == kept[name], "{name} is out of date: run make generate");
+    }
+    for name in ["consul-lock.1", "consul-lock-run.1", "kubectl-consullock-doctor.1"] {
+        assert!(now.contains_key(name), "{name}");
+    }
+}
+
+#[test]
+fn the_plugin_is_the_same_binary_by_another_name() {
+    let folder = testbed::Folder::new("plugin").unwrap();
+    let plugin = folder.path().join("kubectl-consullock");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_consul-lock"), &plugin).unwrap();
+    let run = |args: &[&str]| Command::new(&plugin).env_clear().args(args).output().unwrap();
+    let help = text(&run(&["--help"]).stdout);
+    for word in ["Usage: kubectl consullock", "handover", "doctor", "--context", "75 it did not"] {
+        assert!(help.contains(word), "no {word:?} in: {help}");
+    }
+    assert!(!help.contains("Run the operator"), "{help}");
+    let wrong = run(&["list", "-o", "xml"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let nowhere = ["--kubeconfig=/nonexistent", "list"];
+    let ended = run(&nowhere);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(text(&ended.stderr).contains("/nonexistent"), "{}", text(&ended.stderr));
+}
+
+#[test]
+fn shells_complete_both_names() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = text(&consul_lock(&["completion", shell], &[]).stdout);
+        for word in ["consul-lock", "handover", "try-once"] {
+            assert!(script.contains(word), "no {word:?} for {shell}");
+        }
+    }
+}
+
+#[test]
 fn help_lists_variables_and_exit_codes_and_no_secret() {
     let secrets = [
         ("CONSUL_HTTP_TOKEN", "s3cret"),

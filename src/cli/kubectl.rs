@@ -3,15 +3,21 @@
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use clap::{ArgMatches, Args, Command, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use super::{CliError, ConsulFlags, boolean, duration, unset_if_empty};
-use crate::kubectl::{Access, Format, KubectlSettings, Order, Patience, Scope};
+use super::{
+    CliError, ClusterName, ConsulFlags, Name, boolean, duration, key_prefix, unset_if_empty,
+};
+use crate::{
+    kubectl::{Access, DoctorSettings, Format, KubectlSettings, Order, Patience, Scope},
+    names::Key,
+};
 
 /// The name under which kubectl finds its plugin.
 const PLUGIN: &str = "kubectl-consullock";
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, or the API server or Consul said no; 2 \
-    wrong usage; 75 it did not come about within --timeout.";
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, or the API server or Consul said no, or \
+    doctor found something; 2 wrong usage; 75 it did not come about within --timeout.";
 
 /// Whether the program was started as kubectl's plugin.
 pub(super) fn is_plugin(program: &OsStr) -> bool {
@@ -23,7 +29,18 @@ pub(super) fn is_plugin(program: &OsStr) -> bool {
 #[command(name = PLUGIN, bin_name = "kubectl consullock", version, after_help = EXIT_CODES)]
 pub(super) struct RawPlugin {
     #[command(subcommand)]
-    pub(super) command: RawKubectl,
+    pub(super) command: RawPluginCommand,
+}
+
+#[derive(Subcommand)]
+pub(super) enum RawPluginCommand {
+    #[command(flatten)]
+    Kubectl(RawKubectl),
+    /// Print a script that completes kubectl-consullock in a shell
+    Completion {
+        /// Which
+        shell: Shell,
+    },
 }
 
 /// The plugin's command. kubectl's own flags may stand before the subcommand as well as behind it.
@@ -31,7 +48,8 @@ pub(super) fn plugin() -> Command {
     let flags = KubeFlags::augment_args(Command::new(PLUGIN));
     let flags: Vec<_> = flags.get_arguments().cloned().map(|flag| flag.global(true)).collect();
     let command = RawPlugin::command().args(flags);
-    command.mut_subcommand("release", |release| release.mut_args(unset_if_empty))
+    let unset = |command: Command| command.mut_args(unset_if_empty);
+    command.mut_subcommand("release", unset).mut_subcommand("doctor", unset)
 }
 
 #[derive(Subcommand)]
@@ -58,6 +76,13 @@ pub(super) enum RawKubectl {
     /// tools read; with ACLs the token needs key:write on the key and session:write on the holder's
     /// node.
     Release(Box<RawRelease>),
+    /// Examine everything that the controller needs, and print what to run to repair it
+    ///
+    /// Run it as the controller would run: in its pod, or with --as
+    /// system:serviceaccount:NAMESPACE:NAME, and with the controller's variables for Consul. Rights
+    /// are examined by using them: what writes in Kubernetes is a dry run, and what is made in
+    /// Consul is taken away again. Exit code 0 only if all is well.
+    Doctor(Box<RawDoctor>),
     /// Have a claim release its key and stand by, until it is resumed
     Pause(RawPause),
     /// Have a paused claim contend again
@@ -173,6 +198,39 @@ pub(super) struct RawRelease {
 }
 
 #[derive(Args)]
+pub(super) struct RawDoctor {
+    /// The controller's: what keys begin with
+    #[arg(long, env = "CONSUL_LOCK_KEY_PREFIX", value_name = "KEY")]
+    #[arg(default_value = "consul-lock", value_parser = key_prefix)]
+    key_prefix: Key,
+
+    /// The controller's: this cluster's name in Consul
+    #[arg(long, env = "CONSUL_LOCK_CLUSTER_NAME", value_name = "NAME")]
+    cluster_name: Option<ClusterName>,
+
+    /// The controller's: the namespaces that it is confined to (comma list). Default: all
+    #[arg(long, env = "CONSUL_LOCK_WATCH_NAMESPACES", value_name = "NAMES")]
+    #[arg(value_delimiter = ',')]
+    watch_namespaces: Vec<Name>,
+
+    /// The controller's: the Lease by which its replicas elect a leader
+    #[arg(long, env = "CONSUL_LOCK_LEASE_NAME", value_name = "NAME")]
+    #[arg(default_value = "consul-lock")]
+    lease_name: Name,
+
+    /// The controller's: the Lease's namespace. Default: the kubeconfig's, or the pod's own
+    #[arg(long, env = "CONSUL_LOCK_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<Name>,
+
+    #[command(flatten)]
+    output: OutputFlag,
+    #[command(flatten)]
+    kube: KubeFlags,
+    #[command(flatten)]
+    consul: ConsulFlags,
+}
+
+#[derive(Args)]
 pub(super) struct RawPause {
     /// The claim
     #[arg(value_name = "CLAIM")]
@@ -213,6 +271,20 @@ impl RawKubectl {
                 let matches = matches.subcommand_matches("release").unwrap_or(matches);
                 let consul = Box::new(raw.consul.validate(matches)?);
                 raw.kube.with(Order::Release { claim: raw.claim, agreed: raw.yes, consul })
+            }
+            RawKubectl::Doctor(raw) => {
+                let matches = matches.subcommand_matches("doctor").unwrap_or(matches);
+                let text = |name: &Name| name.as_str().to_owned();
+                let settings = DoctorSettings {
+                    consul: raw.consul.validate(matches)?,
+                    key_prefix: raw.key_prefix,
+                    cluster_name: raw.cluster_name.map(|name| name.as_str().to_owned()),
+                    watch_namespaces: raw.watch_namespaces.iter().map(text).collect(),
+                    lease_namespace: raw.lease_namespace.as_ref().map(text),
+                    lease_name: text(&raw.lease_name),
+                    format: raw.output.output,
+                };
+                raw.kube.with(Order::Doctor(Box::new(settings)))
             }
         })
     }

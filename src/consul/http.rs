@@ -40,7 +40,7 @@ mod wire;
 
 pub use address::AddressError;
 pub use config::{HttpConfig, HttpConfigError, Observer};
-pub use survey::Census;
+pub use survey::{Census, date};
 pub use token::{Token, TokenError, TokenFileError, TokenSource};
 pub use transport::ensure_tls_provider;
 

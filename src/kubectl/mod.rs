@@ -18,6 +18,7 @@ use kube::config::KubeconfigError;
 mod access;
 mod changes;
 mod describe;
+mod doctor;
 mod handover;
 mod pause;
 mod release;
@@ -30,6 +31,7 @@ mod table;
 mod waiting;
 
 pub use access::Access;
+pub use doctor::DoctorSettings;
 pub use screen::Format;
 
 use access::Cluster;
@@ -101,6 +103,8 @@ pub enum Order {
         /// How to reach Consul.
         consul: Box<HttpConfig>,
     },
+    /// Examine everything that the controller needs.
+    Doctor(Box<DoctorSettings>),
     /// Set or unset `spec.paused`.
     Pause {
         /// Of which claim.
@@ -182,6 +186,9 @@ pub enum KubectlError {
     /// The question was answered by something else than yes.
     #[error("nothing was done")]
     Declined,
+    /// By SIGINT or SIGTERM.
+    #[error("interrupted")]
+    Interrupted,
     /// Standard output.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
@@ -258,10 +265,26 @@ pub async fn run(settings: KubectlSettings, clock: Clock) -> Result<u8, KubectlE
             let said = release::release(&cluster, &consul, &claim, agreed, &screen).await?;
             screen.say(&said)
         }
+        Order::Doctor(settings) => {
+            let well = doctor::examine(&cluster, *settings).await?;
+            return Ok(if well { 0 } else { 1 });
+        }
         Order::Pause { claim, paused, patience } => {
             let said = pause::set(&cluster, &claim, paused, patience).await?;
             Screen::new(Format::Table).say(&said)
         }
     }?;
     Ok(0)
+}
+
+/// SIGINT or SIGTERM arrived.
+async fn signalled() -> Result<(), KubectlError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(KubectlError::Signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(KubectlError::Signals)?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }

@@ -16,6 +16,7 @@ use super::{
     changes::{Change, Changes},
     describe::Description,
     rows::{self, Row},
+    signalled,
 };
 use crate::api::ConsulLock;
 
@@ -121,17 +122,6 @@ pub(super) async fn watch(
         ended = follow => ended,
         signalled = signalled() => signalled,
     }
-}
-
-async fn signalled() -> Result<(), KubectlError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(KubectlError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(KubectlError::Signals)?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 async fn claims(cluster: &Cluster, scope: &Scope) -> Result<Vec<ConsulLock>, KubectlError> {

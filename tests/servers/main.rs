@@ -28,6 +28,7 @@ mod gates;
 mod handovers;
 mod interop;
 mod kubectl;
+mod kubectl_doctor;
 mod pods;
 mod process;
 mod replicas;

@@ -65,7 +65,7 @@ impl HttpConsul {
 }
 
 /// The time of a `Date` header.
-fn date(header: &str) -> Option<Timestamp> {
+pub fn date(header: &str) -> Option<Timestamp> {
     rfc2822::DateTimeParser::new().parse_timestamp(header).ok()
 }
 
