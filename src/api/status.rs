@@ -13,7 +13,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::duration::GoDuration;
+use super::{duration::GoDuration, spec::Mode};
 
 /// How many ended tenures [`ConsulLockStatus::history`] keeps.
 pub const HISTORY_LENGTH: usize = 10;
@@ -30,7 +30,8 @@ pub struct ConsulLockStatus {
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// Where the claim stands. `Held` only while Consul's confirmation may be relied on.
+    /// Where the claim stands. `Held` only while Consul's confirmation may be relied on; with
+    /// `mode: Agent` while Consul shows a pod of the claim to hold the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Phase")]
     pub phase: Option<Phase>,
@@ -40,12 +41,18 @@ pub struct ConsulLockStatus {
     #[schemars(with = "String")]
     pub key: Option<String>,
 
+    /// Whose session, token and tenure the status tells of: `Agent`, those of the pod that holds the
+    /// key itself; absent: the controller's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Mode")]
+    pub mode: Option<Mode>,
+
     /// Who holds the key, as last seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "HolderStatus")]
     pub holder: Option<HolderStatus>,
 
-    /// The claim's own session.
+    /// The claim's own session; with `mode: Agent` that of the pod that holds the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SessionStatus")]
     pub session: Option<SessionStatus>,
@@ -239,7 +246,8 @@ pub struct SessionStatus {
     #[schemars(with = "GoDuration")]
     pub ttl: Option<GoDuration>,
 
-    /// Healthy; Jeopardy: renewals fail, but the session may still be relied on; Lost; Unknown.
+    /// Healthy; Jeopardy: renewals fail, but the session may still be relied on; Lost; Unknown. Of a
+    /// pod's own session: Healthy while Consul shows the key held under it.
     pub health: SessionHealth,
 
     /// The catalog node that it sits on.
@@ -272,9 +280,11 @@ pub struct TenureStatus {
     pub from: Time,
     /// When it ended.
     pub to: Time,
-    /// Why it ended. In order: Paused, Stopped, MaxHold, HandedOver; of an elected pod: Preempted, PodFinished,
-    /// AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched, NoCandidate. Lost:
-    /// Expired, SessionInvalidated, KeyDeleted, KeyTaken. Not known, and treated as lost:
+    /// Why it ended. In order: Paused, Stopped, MaxHold, HandedOver; of an elected pod: Preempted,
+    /// PodFinished, AlreadyRan, PodDied, PodDeleted, PodUnreachable, PodUnready, PodUnmatched,
+    /// NoCandidate. With `mode: Agent`: Released, and PassedOn where another holder followed before
+    /// anybody saw how. Lost: Expired, SessionInvalidated, KeyDeleted, KeyTaken. Not known, and treated
+    /// as lost:
     /// Superseded.
     pub reason: String,
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::ConsulLock,
     consul::Consul,
-    keeper::{ClaimId, KeeperView},
+    keeper::{ClaimId, KeeperView, LockView},
 };
 
 /// How things stand after a plan was carried out. Only [`apply`] makes one, so a status cannot
@@ -131,11 +131,16 @@ async fn take_place<C: Consul>(
     let claim = seen.object.name_any();
     let namespace = seen.object.namespace().unwrap_or_default();
     let holds = || {
-        let view = leader.keepers.view(&seen.id);
-        let token = view.and_then(|view| view.token(leader.clock.now()));
+        let Some(view) = leader.keepers.view(&seen.id) else { return false };
         match &seen.electorate.standing {
-            Standing::Held { token: known, .. } => token == Some(*known),
-            _ => false,
+            Standing::Held { token, .. } => view.token(leader.clock.now()) == Some(*token),
+            Standing::Followed(followed) => match &view.lock {
+                LockView::Following { pair: Some(pair) } => {
+                    followed.index == Some(pair.modify_index)
+                }
+                _ => false,
+            },
+            Standing::Adopting { .. } | Standing::None => false,
         }
     };
     for remove in &course.remove {

@@ -19,9 +19,10 @@ use crate::{
     api::{self, GateSettings},
     clock::Instant,
     election::{
-        self, Badged, Candidate, Choice, Election, HandoverRefusal, Leader, Origin, Refusal, Run,
+        self, Badged, Candidate, Choice, Election, HandoverRefusal, Leader, Origin, Reach, Refusal,
+        Run,
     },
-    keeper::Stance,
+    keeper::{DeadTenure, Stance},
     lock::EndReason,
     names::FencingToken,
 };
@@ -133,6 +134,8 @@ pub(super) struct Advance {
 pub(super) struct Told {
     /// How the election went, if there was one.
     pub(super) election: Option<Election>,
+    /// The candidates of a claim whose pods contend by themselves.
+    pub(super) contenders: Option<Contenders>,
     /// What is needed and has not been listed.
     pub(super) unlisted: Option<&'static str>,
     /// Why the tenure is not handed over, though somebody asked for it.
@@ -158,9 +161,36 @@ pub(super) enum Routing {
     Partly { pod: Arc<str>, reason: &'static str, lacks: String },
 }
 
+/// How many pods match a claim, and how many of them contend for its key, or could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Contenders {
+    pub(super) matching: usize,
+    pub(super) eligible: usize,
+}
+
+impl Contenders {
+    fn of(candidates: &[Candidate]) -> Contenders {
+        let goes_on = |pod: &&Candidate| !pod.deleting && !pod.finished;
+        let eligible = candidates.iter().filter(goes_on).count();
+        Contenders { matching: candidates.len(), eligible }
+    }
+
+    /// Why nobody will take the key, if that is so.
+    fn nobody(self) -> Option<&'static str> {
+        match (self.matching, self.eligible) {
+            (0, _) => Some("no pod matches candidates.selector"),
+            (_, 0) => Some("every pod that matches candidates.selector has ended, or is to end"),
+            _ => None,
+        }
+    }
+}
+
 impl Told {
     /// Why nobody may be elected, if that is so.
     pub(super) fn nobody(&self) -> Option<&str> {
+        if let Some(contenders) = self.contenders {
+            return contenders.nobody();
+        }
         match self.election.as_ref().map(|election| &election.choice) {
             Some(Choice::Nobody { message, .. }) => Some(message),
             _ => None,
@@ -174,6 +204,8 @@ pub(super) enum May<'a> {
     Contend(&'a api::Settings),
     /// Look on.
     StandBy(&'a api::Settings),
+    /// Leave it to its pods.
+    Follow(&'a api::Settings),
     /// Nothing: whatever it holds is given up.
     Nothing,
     /// Whether it may contend is not known: everything stays as it is.
@@ -184,9 +216,10 @@ pub(super) enum May<'a> {
 pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) -> Course {
     let pods = &seen.electorate;
     let settings = match may {
-        May::Contend(settings) | May::StandBy(settings) | May::Undecided(settings) => {
-            Some(*settings)
-        }
+        May::Contend(settings)
+        | May::StandBy(settings)
+        | May::Follow(settings)
+        | May::Undecided(settings) => Some(*settings),
         May::Nothing => None,
     };
     let unlisted = unlisted(pods, settings);
@@ -223,6 +256,8 @@ pub(super) fn course(seen: &Seen, may: &May<'_>, cluster: &str, now: Instant) ->
                 Some(Err(unreadable)) => Some(unreadable.to_string()),
                 _ => None,
             },
+            contenders: (unlisted.is_none() && matches!(may, May::Follow(_)))
+                .then(|| Contenders::of(&pods.candidates)),
             unlisted,
             election,
             refused,
@@ -242,18 +277,24 @@ fn stance(
     now: Instant,
 ) -> (Option<Stance>, Option<Election>) {
     let settings = match may {
-        May::Contend(settings) | May::StandBy(settings) => settings,
+        May::Contend(settings) | May::StandBy(settings) | May::Follow(settings) => settings,
         May::Nothing | May::Undecided(_) => return (None, None),
     };
+    let follows = matches!(may, May::Follow(_));
     if !all_is_listed {
         // Whoever held the key goes on until we know better: what it has is to be taken away first.
         let stance = match &pods.standing {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
                 Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
             }
-            Standing::None => None,
+            Standing::Followed(_) | Standing::None => {
+                follows.then_some(Stance::Follow { release: None })
+            }
         };
         return (stance, None);
+    }
+    if follows {
+        return (Some(Stance::Follow { release: dead(pods) }), None);
     }
     if matches!(may, May::StandBy(_)) {
         return (Some(Stance::StandBy(EndReason::Paused)), None);
@@ -300,6 +341,22 @@ fn handover(
     (give_way, refused.map(|refusal| refusal.to_string()))
 }
 
+/// The tenure that a pod holds itself and cannot end any more: there is proof of its death.
+fn dead(pods: &Electorate) -> Option<DeadTenure> {
+    let (Standing::Followed(followed), Some(present)) = (&pods.standing, &pods.present) else {
+        return None;
+    };
+    election::proof_of_death(present)?;
+    let finished = present.pod.as_ref().is_some_and(|pod| pod.finished);
+    let out_of_service = present.reach == Reach::OutOfService;
+    Some(DeadTenure {
+        session: followed.session.clone()?,
+        index: followed.index?,
+        // An agent that outlived its pod's containers goes on with its session.
+        end_session: !present.exists || finished || out_of_service,
+    })
+}
+
 /// What has not been listed, and has to be before anybody is elected or relieved. That a leader is
 /// not known to carry or to receive anything says nothing before then.
 fn unlisted(pods: &Electorate, settings: Option<&api::Settings>) -> Option<&'static str> {
@@ -321,7 +378,13 @@ fn wearer<'a>(
     undecided: bool,
 ) -> Option<&'a Arc<Leader>> {
     let leader = pods.standing.leader()?;
+    // A pod that holds the key itself, as it was recorded, or as it is seen with its token.
+    let has_told = match &pods.standing {
+        Standing::Followed(followed) => followed.index.is_none() || followed.token.is_some(),
+        _ => false,
+    };
     match stance {
+        Some(Stance::Follow { release: None }) if has_told => Some(leader),
         Some(Stance::Contend { leader: Some(wanted), .. }) if wanted == leader => Some(leader),
         None if undecided => Some(leader),
         _ => None,
@@ -341,9 +404,11 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
             }),
         }
     }
-    let exists = pods.present.as_ref().is_some_and(|present| present.exists);
+    let fares = [&pods.present, &pods.former].into_iter().flatten();
+    let exists =
+        |leader: &Leader| fares.clone().any(|one| one.exists && one.leader.uid == leader.uid);
     let is_relieved = |leader: &Leader| pods.relieved.as_ref() == Some(&leader.uid);
-    let outgoing = outgoing(pods, wearer).filter(|leader| exists && !is_relieved(leader));
+    let outgoing = outgoing(pods, wearer).filter(|leader| exists(leader) && !is_relieved(leader));
     if let Some(leader) = outgoing.filter(|leader| strip.iter().all(|one| one.uid != leader.uid)) {
         let (pod, uid) = (Arc::clone(&leader.pod), Arc::clone(&leader.uid));
         strip.push(Strip { pod, uid, delete: false });
@@ -351,16 +416,24 @@ fn strip(pods: &Electorate, wearer: Option<&Arc<Leader>>, delete_lost: bool) -> 
     strip
 }
 
-/// The leader whose tenure is about to end. What an earlier term of ours sent for it may be under
-/// way, so before the key moves its pod and its slices get another version, whatever they look like.
+/// The leader whose tenure is about to end, or has ended by itself. What an earlier term of ours sent
+/// for it may be under way, so before the key moves, or another gets anything, its pod and its slices
+/// get another version, whatever they look like.
 fn outgoing<'a>(pods: &'a Electorate, wearer: Option<&Arc<Leader>>) -> Option<&'a Arc<Leader>> {
-    pods.standing.leader().filter(|_| wearer.is_none())
+    // A pod that has not told its token was not given anything yet.
+    let has_begun = match &pods.standing {
+        Standing::Followed(followed) => followed.token.is_some(),
+        _ => true,
+    };
+    let ends = wearer.is_none() && has_begun;
+    let former = pods.former.as_ref().map(|former| &former.leader);
+    pods.standing.leader().filter(|_| ends).or(former)
 }
 
 fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
-    let (wearer, Standing::Held { token, .. }) = (wearer?, &pods.standing) else { return None };
+    let (wearer, token) = (wearer?, pods.standing.token()?);
     let exists = pods.present.as_ref().is_some_and(|present| present.exists);
-    let shows = |badged: &Badged| badged.shows(&wearer.uid, *token);
+    let shows = |badged: &Badged| badged.shows(&wearer.uid, token);
     // What we have written, the cache may not know yet.
     let written = pods.worn.iter().any(|worn| {
         worn.over.is_some() && worn.over == pods.leaders_version && shows(&worn.badged)
@@ -369,7 +442,7 @@ fn dress(pods: &Electorate, wearer: Option<&Arc<Leader>>) -> Option<Dress> {
     (exists && !wears).then(|| Dress {
         pod: Arc::clone(&wearer.pod),
         uid: Arc::clone(&wearer.uid),
-        token: *token,
+        token,
         over: pods.leaders_version.clone(),
     })
 }

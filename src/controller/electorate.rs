@@ -9,19 +9,23 @@ use kube::{ResourceExt, core::SelectorExt};
 use super::{
     Caches, Leader,
     cache::ObjectName,
+    follow::{self, Holding, Said},
     kinds::{self, Pod},
     ledger::Worn,
-    recorded,
+    recorded::{self, Followed},
 };
 use crate::{
-    api::{self, ConsulLock, ConsulLockStatus, GateSettings, ROUTING_SYNCED, TenureStatus},
+    api::{
+        self, ConsulLock, ConsulLockStatus, GateSettings, ModeSettings, ROUTING_SYNCED,
+        TenureStatus,
+    },
     clock::Instant,
-    consul::Consul,
+    consul::{Consul, KvPair},
     election::{
         self, Backend, Badged, Candidate, HANDOVER_ANNOTATION, Handover, MANAGED_BY,
         MANAGED_BY_LABEL, NoHandover, Origin, Present, Reach, Runs, Unreadable,
     },
-    keeper::{ClaimId, KeeperView, LockView, RecordedTenure},
+    keeper::{ClaimId, EndedTenure, KeeperView, LockView, RecordedTenure},
     lock::EndReason,
     names::FencingToken,
 };
@@ -38,6 +42,12 @@ pub(super) struct Electorate {
     pub(super) present: Option<Present>,
     /// What somebody asked for, of the present tenure.
     pub(super) handover: Option<Result<Handover, NoHandover>>,
+    /// Who holds a key that the pods hold themselves; `None`: it is not so, or was not seen yet.
+    pub(super) holding: Option<Holding>,
+    /// The leader that the status speaks of, if the key has passed to another by itself.
+    pub(super) former: Option<Present>,
+    /// The tenure of that leader, as it ended.
+    pub(super) ended: Option<EndedTenure>,
     /// Where the leader listens, while its pod exists.
     pub(super) backend: Option<Backend>,
     /// What has run, as far as this leader knows, of a claim with `OncePerSchedule`.
@@ -108,6 +118,8 @@ pub(super) enum Standing {
     },
     /// An earlier controller recorded a tenure for this leader; it is being adopted.
     Adopting { leader: Option<Arc<election::Leader>> },
+    /// The pods hold the key themselves, and this one does.
+    Followed(Followed),
     /// There is none.
     None,
 }
@@ -140,7 +152,18 @@ impl Standing {
     pub(super) fn leader(&self) -> Option<&Arc<election::Leader>> {
         match self {
             Standing::Held { leader, .. } | Standing::Adopting { leader } => leader.as_ref(),
+            Standing::Followed(followed) => Some(&followed.leader),
             Standing::None => None,
+        }
+    }
+
+    /// The token of the present tenure, if there is one that may be shown.
+    pub(super) fn token(&self) -> Option<FencingToken> {
+        match self {
+            Standing::Held { token, .. } => Some(*token),
+            // What is merely recorded was not seen yet.
+            Standing::Followed(followed) => followed.index.and(followed.token),
+            Standing::Adopting { .. } | Standing::None => None,
         }
     }
 }
@@ -149,6 +172,7 @@ impl Standing {
 /// passed before they noticed, and those that the status has kept of earlier controllers.
 pub(super) fn lost(
     view: Option<&KeeperView>,
+    followed: Option<&EndedTenure>,
     status: Option<&ConsulLockStatus>,
     now: Instant,
 ) -> Vec<LostTenure> {
@@ -162,7 +186,7 @@ pub(super) fn lost(
         }
         _ => None,
     });
-    let ended = view.into_iter().flat_map(|view| view.ended.iter());
+    let ended = view.into_iter().flat_map(|view| view.ended.iter()).chain(followed);
     let ended = ended.filter(|ended| !ended.reason.is_clean());
     let ended = ended.filter_map(|ended| Some(lost(ended.pod.as_ref()?, ended.token)));
     let history = status.into_iter().flat_map(|status| &status.history);
@@ -192,8 +216,12 @@ pub(super) fn electorate<C: Consul>(
     now: Instant,
 ) -> Electorate {
     let recorded = recorded::of(claim, &leader.config).and_then(|known| known.tenure);
-    let standing = Standing::of(view, recorded, now);
     let caches = &leader.caches;
+    let agents = settings.filter(|settings| settings.mode == ModeSettings::Agent);
+    let (standing, following) = match (Standing::of(view, recorded, now), agents) {
+        (Standing::None, Some(settings)) => follow(leader, (id, name), claim, settings, view, now),
+        (standing, _) => (standing, None),
+    };
     let wanted = settings.and_then(|settings| settings.candidates.as_ref());
     let once = wanted.is_some_and(|wanted| wanted.gate == Some(GateSettings::OncePerSchedule));
     let (runs, runs_read) = match once {
@@ -217,25 +245,36 @@ pub(super) fn electorate<C: Consul>(
     let selects = |pod: &Pod| wanted.is_some_and(|wanted| wanted.selector.matches(pod.labels()));
     let handover = handover(claim, &standing);
     let leaders_pod = standing.leader().map(|elected| find(caches, &elected.uid));
-    let present = standing.leader().zip(leaders_pod.as_ref()).map(|(elected, (pod, exists))| {
-        let exists = *exists;
+    let fares = |elected: &Arc<election::Leader>, (pod, exists): &(Option<Arc<Pod>>, bool)| {
         let node = pod.as_ref().and_then(|pod| pod.node()).or_else(|| elected.node.clone());
-        let reach = reach(caches, node.as_deref());
         let pod = pod.as_ref().map(|pod| seen(pod, selects(pod)));
-        let unready = exists && pod.as_ref().is_some_and(|pod| pod.ready_since.is_none());
-        let away = !exists || reach == Reach::Unreachable;
+        let (leader, reach) = (Arc::clone(elected), reach(caches, node.as_deref()));
+        let (unready_since, unreachable_since, handover) = (None, None, None);
+        Present { leader, pod, exists: *exists, reach, unready_since, unreachable_since, handover }
+    };
+    let present = standing.leader().zip(leaders_pod.as_ref()).map(|(elected, found)| {
+        let present = fares(elected, found);
+        let is_unready = |pod: &Candidate| pod.ready_since.is_none();
+        let unready = present.exists && present.pod.as_ref().is_some_and(is_unready);
+        let away = !present.exists || present.reach == Reach::Unreachable;
         let (unready_since, unreachable_since) =
             leader.ledger.notice(id, &elected.uid, unready, away, now);
-        Present {
-            leader: Arc::clone(elected),
-            pod,
-            exists,
-            reach,
-            unready_since,
-            unreachable_since,
-            handover: handover.as_ref().and_then(|asked| asked.clone().ok()),
-        }
+        let handover = handover.as_ref().and_then(|asked| asked.clone().ok());
+        Present { unready_since, unreachable_since, handover, ..present }
     });
+    let gone = following.as_ref().and_then(|following| following.gone(&standing, claim));
+    let former = gone.as_ref().map(|gone| fares(&gone.leader, &find(caches, &gone.leader.uid)));
+    let ended =
+        gone.zip(following.as_ref().zip(agents)).and_then(|(gone, (following, settings))| {
+            let died = former.as_ref().and_then(election::proof_of_death);
+            let said = following.said.as_ref();
+            let pair = following.pair.as_deref();
+            let reason = follow::end(&gone, pair, said, died, settings);
+            let (pod, to) = (Some(Arc::clone(&gone.leader.pod)), leader.clock.wall());
+            Some(EndedTenure { token: gone.token?, pod, from: gone.since, to, reason })
+        });
+    let former = former
+        .filter(|former| standing.leader().is_none_or(|elected| elected.uid != former.leader.uid));
     let (leaders_pod, exists) = leaders_pod.unwrap_or_default();
     Electorate {
         backend: leaders_pod.as_deref().filter(|_| exists).and_then(|pod| backend(pod, &standing)),
@@ -243,7 +282,7 @@ pub(super) fn electorate<C: Consul>(
         badged: badged(caches, name),
         worn: leader.ledger.worn(id),
         relieved: leader.ledger.relieved(id),
-        lost: lost(view, claim.status.as_ref(), now),
+        lost: lost(view, ended.as_ref(), claim.status.as_ref(), now),
         known: caches.pods.is_synced() && (!once || caches.jobs.is_synced()),
         candidates: candidates.unwrap_or_default(),
         traffic: traffic(leader, id, claim, settings),
@@ -252,6 +291,9 @@ pub(super) fn electorate<C: Consul>(
         runs,
         runs_read,
         standing,
+        holding: following.map(|following| following.holding),
+        former,
+        ended,
     }
 }
 
@@ -261,6 +303,107 @@ fn handover(claim: &ConsulLock, standing: &Standing) -> Option<Result<Handover, 
     let asked = claim.annotations().get(HANDOVER_ANNOTATION)?.parse::<Handover>();
     Some(asked)
         .filter(|asked| asked.as_ref().is_ok_and(|asked| asked.token == *token) || asked.is_err())
+}
+
+/// What is seen of a key that the pods hold themselves.
+struct Following {
+    pair: Option<Arc<KvPair>>,
+    /// What its holder says, if it says that it is a pod of this claim.
+    said: Option<Said>,
+    holding: Holding,
+}
+
+impl Following {
+    /// The tenure that the status speaks of, if it is not the present one.
+    fn gone(&self, standing: &Standing, claim: &ConsulLock) -> Option<Followed> {
+        let recorded = recorded::followed(claim)?;
+        let goes_on = match standing {
+            Standing::Followed(now) => now.token == recorded.token,
+            _ => false,
+        };
+        (!goes_on).then_some(recorded)
+    }
+}
+
+/// Who holds a key that the pods hold themselves: until it was seen, whom an earlier controller
+/// recorded.
+fn follow<C: Consul>(
+    leader: &Leader<C>,
+    (id, name): (&ClaimId, &ObjectName),
+    claim: &ConsulLock,
+    settings: &api::Settings,
+    view: Option<&KeeperView>,
+    now: Instant,
+) -> (Standing, Option<Following>) {
+    let pair = match view.map(|view| &view.lock) {
+        Some(LockView::Following { pair }) => pair.clone(),
+        None | Some(LockView::Starting) => {
+            let recorded = recorded::followed(claim);
+            return (recorded.map_or(Standing::None, Standing::Followed), None);
+        }
+        // What we held ourselves is being given up.
+        Some(_) => return (Standing::None, None),
+    };
+    let held = pair.as_ref().filter(|pair| pair.session.is_some());
+    let key = view.and_then(|view| view.key.as_ref());
+    let said = held.and_then(|pair| follow::said(pair, key, claim, &leader.config.cluster));
+    let followed = said.as_ref().and_then(|said| {
+        let followed = holds(leader, (id, name), claim, settings, said, now)?;
+        leader.ledger.follows(id, &followed);
+        Some(followed)
+    });
+    let holding = match (held, &followed) {
+        (_, Some(followed)) => Holding::Pod(followed.clone()),
+        (Some(_), None) => Holding::Others,
+        (None, None) => Holding::Nobody,
+    };
+    let standing = followed.map_or(Standing::None, Standing::Followed);
+    (standing, Some(Following { pair, said, holding }))
+}
+
+/// The tenure of whoever says that it is a pod of this claim, if that is so.
+fn holds<C: Consul>(
+    leader: &Leader<C>,
+    (id, name): (&ClaimId, &ObjectName),
+    claim: &ConsulLock,
+    settings: &api::Settings,
+    said: &Said,
+    now: Instant,
+) -> Option<Followed> {
+    let candidates = settings.candidates.as_ref()?;
+    let (pod, exists) = find(&leader.caches, &said.uid);
+    let ours = |pod: &Pod| {
+        pod.namespace().as_deref() == Some(&*name.namespace)
+            && candidates.selector.matches(pod.labels())
+    };
+    if pod.as_ref().is_some_and(|pod| !ours(pod)) {
+        return None;
+    }
+    let noticed = leader.ledger.followed(id).filter(|known| said.is(known));
+    let known = noticed.or_else(|| recorded::followed(claim).filter(|known| said.is(known)));
+    let followed = match known {
+        Some(known) => known,
+        None => {
+            let pod = pod.filter(|_| exists)?;
+            let candidate = pod.candidate(true, Reach::Reachable);
+            let elected = election::Leader::of(&candidate, candidates.container.as_deref(), "");
+            Followed {
+                leader: Arc::new(elected),
+                session: Some(said.session.clone()),
+                index: None,
+                token: None,
+                since: said.began(leader.clock.wall()),
+                since_said: None,
+                noticed: Some(now),
+            }
+        }
+    };
+    Some(Followed {
+        index: Some(said.index),
+        token: said.token.or(followed.token),
+        since_said: Some(Arc::clone(&said.since)),
+        ..followed
+    })
 }
 
 /// What has run: what the present tenure read, or an earlier one.
@@ -310,7 +453,7 @@ fn reach(caches: &Caches, node: Option<&str>) -> Reach {
 }
 
 fn backend(pod: &Pod, standing: &Standing) -> Option<Backend> {
-    let Standing::Held { token, .. } = standing else { return None };
+    let token = standing.token()?;
     let candidate = pod.candidate(true, Reach::Reachable);
     Some(Backend {
         pod: candidate.name,
@@ -319,7 +462,7 @@ fn backend(pod: &Pod, standing: &Standing) -> Option<Backend> {
         addresses: pod.addresses(),
         ports: pod.named_ports(),
         ready: candidate.ready_since.is_some(),
-        token: *token,
+        token,
     })
 }
 

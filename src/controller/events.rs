@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::{course::Remove, writer::Writer};
 use crate::{
-    api::{ConsulLock, ConsulLockStatus},
+    api::{ConsulLock, ConsulLockStatus, Mode},
     keeper::KeeperView,
     lock::EndReason,
     telemetry::logs,
@@ -103,6 +103,9 @@ fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
     let key = next.key.as_deref().unwrap_or_default();
     let holder = next.holder.as_ref().and_then(|holder| Some((holder.pod.as_ref()?, holder)));
     let note = match holder {
+        Some((pod, _)) if next.mode == Some(Mode::Agent) => {
+            format!("pod {pod} holds {key} itself, with fencing token {token}")
+        }
         Some((pod, holder)) => format!(
             "pod {pod} holds {key} with fencing token {token}; it was elected as {}",
             holder.why.as_deref().unwrap_or("the only one")

@@ -454,6 +454,7 @@ fn container(status: &ContainerStatus) -> Container {
         name: Arc::clone(&status.name),
         id: status.container_id.clone().filter(|id| !id.is_empty()),
         restarts: status.restart_count,
+        running: status.state.running.is_some(),
         terminated: status.state.terminated.is_some(),
     }
 }

@@ -22,7 +22,7 @@ use super::{
     writer::Class,
 };
 use crate::{
-    api::ConsulLockStatus,
+    api::{ConsulLockStatus, Mode},
     clock::Instant,
     consul::Consul,
     keeper::{ClaimId, Jitter, LockView},
@@ -266,6 +266,7 @@ impl<C: Consul> Leader<C> {
             told: &planned.course.told,
             failed,
             earlier: seen.view.as_ref(),
+            followed: seen.electorate.ended.as_ref(),
             facts: Facts {
                 judgement: &planned.judged.judgement,
                 deleting,
@@ -275,7 +276,11 @@ impl<C: Consul> Leader<C> {
                 refused: planned.course.told.refused.as_deref(),
                 unreadable: planned.course.told.unreadable.as_deref(),
                 unlisted: planned.course.told.unlisted,
-                recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
+                recorded: claim.status.as_ref().is_some_and(|status| {
+                    let of_a_pod = status.mode == Some(Mode::Agent);
+                    status.fencing_token.is_some() && (!of_a_pod || seen.is_left_to_its_pods())
+                }),
+                holding: seen.electorate.holding.as_ref(),
                 now,
             },
             cluster: &self.config.cluster,
@@ -290,7 +295,8 @@ impl<C: Consul> Leader<C> {
         }
         let next = status(&report); // pure
         self.patch_if_changed(seen, applied, &next).await?; // I/O
-        let token = report.facts.view.and_then(|view| view.token(now));
+        let followed = report.facts.holding.and(seen.electorate.standing.token());
+        let token = report.facts.view.and_then(|view| view.token(now)).or(followed);
         let token = token.map(crate::names::FencingToken::get);
         self.metrics.claim_stands(&name.namespace, &name.name, token);
         let course = planned.course.again;

@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 
-use super::cache::ObjectName;
+use super::{cache::ObjectName, recorded::Followed};
 use crate::{
     api::ConsulLock,
     clock::Instant,
@@ -51,6 +51,8 @@ struct Entry {
     emptied: BTreeSet<String>,
     /// What has run, as the last tenure read it.
     runs: Runs,
+    /// The tenure of a pod that holds the key itself, as it was noticed.
+    followed: Option<Followed>,
 }
 
 /// A pod that was given the badge, or may have been.
@@ -86,6 +88,7 @@ impl Ledger {
             filled: Vec::new(),
             emptied: BTreeSet::new(),
             runs: Runs::default(),
+            followed: None,
         });
         let since = entry.since;
         books.by_name.entry(name.clone()).or_default().insert(id.clone());
@@ -199,6 +202,18 @@ impl Ledger {
     /// What has run, as far as is known; what is known stays true.
     pub(super) fn runs(&self, id: &ClaimId) -> Runs {
         self.books().claims.get(id).map(|entry| entry.runs.clone()).unwrap_or_default()
+    }
+
+    /// Remembers the tenure of a pod that holds the key itself.
+    pub(super) fn follows(&self, id: &ClaimId, followed: &Followed) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.followed = Some(followed.clone());
+        }
+    }
+
+    /// The last such tenure.
+    pub(super) fn followed(&self, id: &ClaimId) -> Option<Followed> {
+        self.books().claims.get(id)?.followed.clone()
     }
 
     /// The newest that is known of a claim, given what the cache holds.

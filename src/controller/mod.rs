@@ -67,6 +67,7 @@ mod cache;
 mod course;
 mod electorate;
 mod events;
+mod follow;
 mod holder;
 mod kinds;
 mod lead;

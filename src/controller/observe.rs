@@ -11,7 +11,7 @@ use super::{
     tenancy::NamespaceSeen,
 };
 use crate::{
-    api::{ConsulLock, KEY_PREFIXES_ANNOTATION, Settings, SpecError},
+    api::{ConsulLock, KEY_PREFIXES_ANNOTATION, ModeSettings, Settings, SpecError},
     clock::Instant,
     consul::Consul,
     election::Badged,
@@ -42,6 +42,14 @@ pub(super) struct Seen {
     pub(super) stop: Option<StopState>,
     /// When this leader first met the claim.
     pub(super) since: Instant,
+}
+
+impl Seen {
+    /// Whether the pods hold the key themselves, by what the spec says.
+    pub(super) fn is_left_to_its_pods(&self) -> bool {
+        let settings = self.settings.as_ref();
+        settings.is_ok_and(|settings| settings.mode == ModeSettings::Agent)
+    }
 }
 
 /// Collects what is known under `name`. Reads memory only.

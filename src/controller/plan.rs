@@ -106,6 +106,11 @@ impl Judged {
     /// What the claim may do about its key.
     fn may(&self) -> May<'_> {
         match (&self.judgement, &self.settings) {
+            (Judgement::Allowed { .. } | Judgement::GaveUp { .. }, Some(settings))
+                if settings.mode == api::ModeSettings::Agent =>
+            {
+                May::Follow(settings)
+            }
             (Judgement::Allowed { .. }, Some(settings)) if !settings.paused => {
                 May::Contend(settings)
             }
@@ -597,6 +602,39 @@ mod tests {
             let (wanted, _) = set(planned(seen(claim_with_status("{}", contends))));
             assert!(!is_paused(&wanted));
         }
+    }
+
+    const AGENT: &str = "{mode: Agent, candidates: {selector: {matchLabels: {app: billing}}}}";
+
+    #[test]
+    fn the_key_of_a_claim_whose_pods_hold_it_is_followed_whatever_else_the_spec_says() {
+        let follow = Stance::Follow { release: None };
+        for spec in [AGENT, &AGENT.replace("mode", "paused: true, mode")] {
+            let mut fresh = claim(spec);
+            fresh.metadata.finalizers = None;
+            let plan = planned(seen(fresh));
+            assert_eq!(plan.finalizer, FinalizerStep::Add, "it may label a pod");
+            assert_eq!(set(plan).0.stance, follow);
+            let running = stopping(seen(claim(spec)), StopState::Running);
+            assert_eq!(set(planned(running)).0.stance, follow);
+        }
+        // What the controller had itself is taken over, to be given up.
+        let (wanted, recorded) = set(planned(seen(claim_with_status(AGENT, held_status()))));
+        assert_eq!(wanted.stance, follow);
+        assert!(recorded.unwrap().tenure.is_some());
+    }
+
+    #[test]
+    fn the_session_of_a_pod_s_own_is_neither_adopted_nor_given_up() {
+        let mut status = held_status();
+        status["mode"] = json!("Agent");
+        for spec in [AGENT, "{}"] {
+            let (_, recorded) = set(planned(seen(claim_with_status(spec, status.clone()))));
+            assert_eq!(recorded, None, "{spec}");
+        }
+        let plan = planned(seen(deleted(claim_with_status(AGENT, status))));
+        assert_eq!(plan.keepers, KeepersStep::Leave);
+        assert_eq!(plan.finalizer, FinalizerStep::Remove { unclean: false });
     }
 
     #[test]

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::Config;
 use crate::{
-    api::{ConsulLock, ConsulLockStatus, ContainerStatus, HolderStatus, Phase},
+    api::{ConsulLock, ConsulLockStatus, ContainerStatus, HolderStatus, Mode, Phase},
+    clock::Instant,
     election::{ContainerMark, Leader},
     keeper::{Recorded, RecordedTenure},
-    names::SessionId,
+    names::{FencingToken, SessionId},
 };
 
 /// How the claim is called towards others.
@@ -17,9 +19,44 @@ pub(super) fn identity(claim: &ConsulLock) -> String {
     format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any())
 }
 
-/// The claim's session and tenure, as recorded.
+/// A tenure of a pod that holds the key itself.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Followed {
+    /// The pod, and its containers when the tenure was first noticed.
+    pub(super) leader: Arc<Leader>,
+    /// Its session.
+    pub(super) session: Option<SessionId>,
+    /// The key's `ModifyIndex`; `None`: the tenure is recorded, and the key was not seen yet.
+    pub(super) index: Option<u64>,
+    /// Its token, once the pod has told it.
+    pub(super) token: Option<FencingToken>,
+    /// When it began.
+    pub(super) since: Timestamp,
+    /// The same in the pod's own words; `None`: it is known from the status alone.
+    pub(super) since_said: Option<Arc<str>>,
+    /// When it was noticed; `None`: by an earlier controller.
+    pub(super) noticed: Option<Instant>,
+}
+
+/// The tenure of a pod that holds the key itself, as recorded.
+pub(super) fn followed(claim: &ConsulLock) -> Option<Followed> {
+    let status = claim.status.as_ref().filter(|status| status.mode == Some(Mode::Agent))?;
+    let session = status.session.as_ref().and_then(|session| session.id.as_deref());
+    Some(Followed {
+        leader: Arc::new(leader(status.holder.as_ref()?)?),
+        session: session.map(SessionId::new),
+        index: None,
+        token: Some(status.fencing_token.as_ref()?.parse().ok()?),
+        since: status.acquired_at.as_ref()?.0,
+        since_said: None,
+        noticed: None,
+    })
+}
+
+/// The claim's session and tenure, as recorded; what a status says of a pod that holds the key
+/// itself is none of ours.
 pub(super) fn of(claim: &ConsulLock, config: &Config) -> Option<Recorded> {
-    let status = claim.status.as_ref()?;
+    let status = claim.status.as_ref().filter(|status| status.mode != Some(Mode::Agent))?;
     Some(Recorded {
         session: SessionId::new(status.session.as_ref()?.id.as_deref()?),
         tenure: tenure(claim, status, config),
@@ -82,7 +119,7 @@ pub(super) fn holder(claim: &ConsulLock, cluster: &str, leader: Option<&Leader>)
         uid: Some(leader.uid.to_string()),
         node: leader.node.as_ref().map(ToString::to_string),
         containers: leader.containers.iter().map(container).collect(),
-        why: Some(leader.why.to_string()),
+        why: Some(leader.why.to_string()).filter(|why| !why.is_empty()),
         ..base
     }
 }
@@ -103,6 +140,23 @@ mod tests {
         assert_eq!(status["holder"]["identity"], json!("shop/a"));
         let recorded = of(&claim_with_status("{}", status), &config()).unwrap();
         assert_eq!(recorded.tenure.unwrap().leader.as_deref(), Some(&elected));
+    }
+
+    #[test]
+    fn a_session_of_a_pod_s_own_is_not_adopted_and_its_tenure_comes_back_as_it_was_written() {
+        let elected = leader("a");
+        let mut status = held_status();
+        status["mode"] = json!("Agent");
+        status["holder"] =
+            serde_json::to_value(holder(&claim("{}"), "west", Some(&elected))).unwrap();
+        let claim = claim_with_status("{}", status.clone());
+        assert_eq!(of(&claim, &config()), None);
+        let followed = followed(&claim).unwrap();
+        assert_eq!(*followed.leader, elected);
+        assert_eq!(followed.session, Some(SessionId::new("s-1")));
+        assert_eq!((followed.token, followed.index), (Some(FencingToken::new(41)), None));
+        status.as_object_mut().unwrap().remove("fencingToken");
+        assert_eq!(super::followed(&claim_with_status("{}", status)), None);
     }
 
     #[test]

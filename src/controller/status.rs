@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Error,
     course::{Routing, Told},
+    follow::Holding,
     holder,
     plan::Judged,
-    recorded::{self, identity},
+    recorded::{self, Followed, identity},
     verdict::{
         Facts, Judgement, Reason, Truth, Verdict, conflict_words, unavailable_words, unreachable,
         verdict,
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     api::{
         self, CandidatesStatus, ConsulLock, ConsulLockStatus, GuaranteeStatus, HISTORY_LENGTH,
-        HolderStatus, Phase, ROUTING_SYNCED, SessionStatus, TenureStatus,
+        HolderStatus, Mode, Phase, ROUTING_SYNCED, SessionStatus, TenureStatus,
     },
     clock::Instant,
     keeper::{EndedTenure, KeeperView, KeySeen, LockView, SessionHealth},
@@ -48,6 +49,8 @@ pub(super) struct Report<'a> {
     pub(super) failed: Option<&'a Error>,
     /// What the keepers knew before this walk, which may have replaced them.
     pub(super) earlier: Option<&'a KeeperView>,
+    /// The tenure of a pod that held the key itself, of which the status speaks, if it has ended.
+    pub(super) followed: Option<&'a EndedTenure>,
     pub(super) cluster: &'a str,
     /// The wall clock, for the time of conditions that change.
     pub(super) wall: Timestamp,
@@ -70,7 +73,9 @@ pub(super) fn status(report: &Report<'_>) -> ConsulLockStatus {
     // What nobody has confirmed yet nobody has refuted either: the next controller, too, has to know
     // what to adopt.
     let kept = Some(&previous).filter(|_| verdict.phase == Phase::Unknown);
-    let kept = kept.filter(|_| report.facts.is_unconfirmed());
+    let follows = report.facts.holding.is_some();
+    let kept = kept
+        .filter(|kept| report.facts.is_unconfirmed() || follows && kept.mode == Some(Mode::Agent));
     let shown = tenure.as_ref().map(|(token, since)| (token.clone(), whole_seconds(*since)));
     let (fencing_token, acquired_at) = match kept {
         Some(kept) => (kept.fencing_token.clone(), kept.acquired_at.clone()),
@@ -81,11 +86,21 @@ pub(super) fn status(report: &Report<'_>) -> ConsulLockStatus {
         observed_generation: report.claim.metadata.generation,
         phase: Some(verdict.phase),
         key: key.map(ToString::to_string).or(previous.key.clone()),
+        mode: match kept {
+            Some(kept) => kept.mode.clone(),
+            None => follows.then_some(Mode::Agent),
+        },
         holder: match kept {
             Some(kept) => kept.holder.clone(),
             None => holder(report, &verdict),
         },
-        session: view.and_then(|view| session(view).or_else(|| adopted(view, &previous))),
+        session: match (kept, view) {
+            (Some(kept), _) if kept.mode == Some(Mode::Agent) => unseen(kept),
+            (_, Some(view)) => session(view)
+                .or_else(|| adopted(view, &previous))
+                .or_else(|| pods_own(&report.facts)),
+            (_, None) => None,
+        },
         fencing_token,
         acquired_at,
         transitions: transitions(&previous, &ended(report), tenure.as_ref()),
@@ -112,6 +127,10 @@ pub(super) fn not_before(
         return Some(since + FIRST_WORD);
     }
     let view = facts.view?;
+    if let Some(Holding::Pod(Followed { token: None, noticed: Some(noticed), .. })) = facts.holding
+    {
+        return Some(*noticed + FIRST_WORD);
+    }
     if let LockView::HandingOver { since, .. } = view.lock {
         return Some(since + FIRST_WORD);
     }
@@ -133,6 +152,10 @@ fn whole_seconds(at: Timestamp) -> Time {
 /// The present tenure, if there is one to rely on.
 fn tenure(report: &Report<'_>, verdict: &Verdict) -> Option<(String, Timestamp)> {
     let view = report.facts.view?;
+    if let Some(Holding::Pod(followed)) = report.facts.holding {
+        let held = verdict.phase == Phase::Held;
+        return held.then_some((followed.token?.to_string(), followed.since));
+    }
     let token = view.token(report.facts.now)?;
     match view.lock {
         LockView::Held { since, .. } if verdict.phase == Phase::Held => {
@@ -146,6 +169,7 @@ fn holder(report: &Report<'_>, verdict: &Verdict) -> Option<HolderStatus> {
     match report.facts.view?.key.as_ref() {
         _ if verdict.phase == Phase::Held => Some(ourselves(report)),
         _ if verdict.phase == Phase::Unknown => None,
+        _ if matches!(report.facts.holding, Some(Holding::Pod(_))) => Some(ourselves(report)),
         Some(KeySeen::Held(seen)) => Some(holder::of(seen)),
         Some(KeySeen::Ours) => Some(ourselves(report)),
         Some(KeySeen::Free | KeySeen::Conflict { .. }) | None => None,
@@ -153,8 +177,9 @@ fn holder(report: &Report<'_>, verdict: &Verdict) -> Option<HolderStatus> {
 }
 
 fn ourselves(report: &Report<'_>) -> HolderStatus {
-    let leader = match report.facts.view.map(|view| &view.lock) {
-        Some(LockView::Held { leader, .. }) => leader.as_deref(),
+    let leader = match (report.facts.holding, report.facts.view.map(|view| &view.lock)) {
+        (Some(Holding::Pod(followed)), _) => Some(&*followed.leader),
+        (_, Some(LockView::Held { leader, .. })) => leader.as_deref(),
         _ => None,
     };
     recorded::holder(report.claim, report.cluster, leader)
@@ -162,8 +187,16 @@ fn ourselves(report: &Report<'_>) -> HolderStatus {
 
 fn candidates(report: &Report<'_>, previous: &ConsulLockStatus) -> Option<CandidatesStatus> {
     report.judged.settings.as_ref()?.candidates.as_ref()?;
-    let Some(election) = &report.told.election else { return previous.candidates.clone() };
     let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    if let Some(contenders) = report.told.contenders {
+        return Some(CandidatesStatus {
+            matching: count(contenders.matching),
+            eligible: count(contenders.eligible),
+            first: None,
+            next: None,
+        });
+    }
+    let Some(election) = &report.told.election else { return previous.candidates.clone() };
     Some(CandidatesStatus {
         matching: count(election.matching),
         eligible: count(election.eligible),
@@ -188,6 +221,29 @@ fn session(view: &KeeperView) -> Option<SessionStatus> {
     })
 }
 
+/// The session of the pod that holds the key itself: Consul would have freed the key if it were gone.
+fn pods_own(facts: &Facts<'_>) -> Option<SessionStatus> {
+    let Some(Holding::Pod(followed)) = facts.holding else { return None };
+    let node = match facts.view?.key.as_ref() {
+        Some(KeySeen::Held(seen)) if Some(&seen.session) == followed.session.as_ref() => {
+            seen.node.clone()
+        }
+        _ => None,
+    };
+    Some(SessionStatus {
+        id: Some(followed.session.as_ref()?.to_string()),
+        ttl: None,
+        health: api::SessionHealth::Healthy,
+        node,
+    })
+}
+
+/// The same, when it cannot be looked at.
+fn unseen(kept: &ConsulLockStatus) -> Option<SessionStatus> {
+    let known = kept.session.as_ref()?;
+    Some(SessionStatus { health: api::SessionHealth::Unknown, ..known.clone() })
+}
+
 /// The recorded session, while nobody knows whether it still exists.
 fn adopted(view: &KeeperView, previous: &ConsulLockStatus) -> Option<SessionStatus> {
     let known = previous.session.as_ref()?;
@@ -201,7 +257,8 @@ fn adopted(view: &KeeperView, previous: &ConsulLockStatus) -> Option<SessionStat
 fn ended(report: &Report<'_>) -> Vec<EndedTenure> {
     let mut ended: Vec<EndedTenure> = Vec::new();
     let views = [report.earlier, report.facts.view].into_iter().flatten();
-    for tenure in views.flat_map(|view| view.ended.iter().cloned()).chain(expired(report)) {
+    let ours = views.flat_map(|view| view.ended.iter().cloned()).chain(expired(report));
+    for tenure in ours.chain(report.followed.cloned()) {
         if !ended.iter().any(|known| known.token == tenure.token) {
             ended.push(tenure);
         }
@@ -393,6 +450,9 @@ fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
             (Truth::False, "Lost", "Consul ended the session, or it could not be renewed in time")
         }
         Some(SessionHealth::Absent) | None => match verdict.phase {
+            Phase::Held => {
+                (Truth::True, "HoldsKey", "Consul shows the key held under the pod's own session")
+            }
             Phase::Unknown => {
                 (Truth::Unknown, verdict.reason.as_str(), "nobody knows how the session stands")
             }
@@ -404,7 +464,8 @@ fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
 }
 
 fn key_conflict(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
-    let out_of_touch = facts.view.is_none_or(|view| unreachable(view).is_some());
+    let out_of_touch = facts.view.is_none_or(|view| unreachable(view).is_some())
+        || facts.holding.is_some() && verdict.phase == Phase::Unknown;
     let seen = facts.view.and_then(|view| view.key.as_ref());
     let (truth, reason, message) = match seen {
         Some(_) | None if out_of_touch => {

@@ -4,11 +4,11 @@
 //! [`RULES`] is the specification: the first rule that answers wins. Its reason and message go
 //! into the condition, the event and the log alike. Pure.
 
-use super::holder;
+use super::{follow::Holding, holder};
 use crate::{
     api::Phase,
     clock::Instant,
-    consul::Class,
+    consul::{Class, Operation},
     keeper::{KeeperView, KeySeen, LockView, SessionHealth, Trouble},
     lock::{EndReason, FailReason},
     names::Key,
@@ -32,8 +32,10 @@ pub(super) struct Facts<'a> {
     pub(super) unreadable: Option<&'a str>,
     /// What has not been listed, of what its candidates and routing need.
     pub(super) unlisted: Option<&'static str>,
-    /// The status speaks of a tenure of the claim's.
+    /// The status speaks of a tenure that the claim, by its present mode, would go on with.
     pub(super) recorded: bool,
+    /// Who holds a key that the pods hold themselves, once it was seen.
+    pub(super) holding: Option<&'a Holding>,
     pub(super) now: Instant,
 }
 
@@ -97,6 +99,7 @@ pub(super) enum Reason {
     Releasing,
     RunsUnreadable,
     Starting,
+    TokenUnknown,
 }
 
 impl Reason {
@@ -125,6 +128,7 @@ impl Reason {
             Reason::Releasing => "Releasing",
             Reason::RunsUnreadable => "RunsUnreadable",
             Reason::Starting => "Starting",
+            Reason::TokenUnknown => "TokenUnknown",
         }
     }
 
@@ -181,6 +185,8 @@ const RULES: &[Rule] = &[
     runs_unreadable,
     handover_refused,
     held,
+    out_of_sight,
+    held_by_a_pod_itself,
     namespace_unknown,
     pods_unknown,
     gave_up_earlier,
@@ -200,7 +206,7 @@ const RULES: &[Rule] = &[
 
 /// The first rule that answers.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
-    RULES.iter().find_map(|rule| rule(facts)).unwrap_or_else(contending)
+    RULES.iter().find_map(|rule| rule(facts)).unwrap_or_else(|| contending(facts))
 }
 
 fn deleting(facts: &Facts<'_>) -> Option<Verdict> {
@@ -283,6 +289,50 @@ fn handover_refused(facts: &Facts<'_>) -> Option<Verdict> {
     Some(Verdict { reason: Reason::HandoverRefused, message, ..held })
 }
 
+/// The pods hold the key themselves, and it cannot be looked at: whoever held it last may have lost it.
+fn out_of_sight(facts: &Facts<'_>) -> Option<Verdict> {
+    facts.holding?;
+    let trouble = facts.view?.trouble.as_ref()?;
+    if !matches!(trouble.operation, Operation::WatchPrefix | Operation::ReadKey) {
+        return None;
+    }
+    let (ready, message) = match trouble.class {
+        Class::Denied => (Truth::False, denied_words(trouble)),
+        Class::Invalid => (Truth::False, refused_words(trouble)),
+        Class::Transient | Class::UnknownOutcome | Class::Lost => {
+            (Truth::Unknown, unavailable_words(trouble))
+        }
+    };
+    Some(Verdict::new(Phase::Unknown, ready, class_reason(trouble.class), message))
+}
+
+fn held_by_a_pod_itself(facts: &Facts<'_>) -> Option<Verdict> {
+    let Some(Holding::Pod(followed)) = facts.holding else { return None };
+    let pod = &followed.leader.pod;
+    let Some(token) = followed.token else {
+        let message = format!("pod {pod} holds the key and has not told its fencing token yet");
+        return Some(Verdict::new(Phase::Waiting, Truth::Unknown, Reason::TokenUnknown, message));
+    };
+    let mut message = format!("pod {pod} holds the key itself, with fencing token {token}");
+    let (ready, reason) = match facts.view?.trouble.as_ref() {
+        None => (Truth::True, Reason::Held),
+        Some(trouble) => {
+            let words = trouble_words(trouble);
+            message += &format!("; it has ended, and the key cannot be freed: {words}");
+            (Truth::False, class_reason(trouble.class))
+        }
+    };
+    Some(Verdict::new(Phase::Held, ready, reason, message))
+}
+
+fn class_reason(class: Class) -> Reason {
+    match class {
+        Class::Denied => Reason::ConsulDenied,
+        Class::Invalid => Reason::ConsulRefused,
+        Class::Transient | Class::UnknownOutcome | Class::Lost => Reason::ConsulUnavailable,
+    }
+}
+
 fn namespace_unknown(facts: &Facts<'_>) -> Option<Verdict> {
     let Judgement::Undecided { key } = facts.judgement else {
         return None;
@@ -339,15 +389,17 @@ fn expired(facts: &Facts<'_>) -> Option<Verdict> {
 
 fn nobody_eligible(facts: &Facts<'_>) -> Option<Verdict> {
     let message = facts.nobody?;
-    matches!(facts.view?.lock, LockView::Standby)
+    matches!(facts.view?.lock, LockView::Standby | LockView::Following { .. })
         .then(|| Verdict::new(Phase::Waiting, Truth::False, Reason::NoCandidate, message))
 }
 
 fn paused(facts: &Facts<'_>) -> Option<Verdict> {
-    (facts.paused && facts.view?.lock == LockView::Standby).then(|| {
-        let message = "spec.paused: the key is released, and the claim stands by";
-        Verdict::new(Phase::Paused, Truth::True, Reason::Paused, message)
-    })
+    let message = match facts.view?.lock {
+        LockView::Standby => "spec.paused: the key is released, and the claim stands by",
+        LockView::Following { .. } => "spec.paused: no pod of the claim holds the key",
+        _ => return None,
+    };
+    facts.paused.then(|| Verdict::new(Phase::Paused, Truth::True, Reason::Paused, message))
 }
 
 fn key_conflict(facts: &Facts<'_>) -> Option<Verdict> {
@@ -361,14 +413,14 @@ fn key_conflict(facts: &Facts<'_>) -> Option<Verdict> {
 fn consul_denied(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Denied])?;
     let phase = contending_phase(facts);
-    let message = format!("Consul's ACLs forbid it: {}", trouble_words(trouble));
+    let message = denied_words(trouble);
     Some(Verdict::new(phase, Truth::False, Reason::ConsulDenied, message))
 }
 
 fn consul_refused(facts: &Facts<'_>) -> Option<Verdict> {
     let trouble = trouble_of(facts.view?, &[Class::Invalid])?;
     let phase = contending_phase(facts);
-    let message = format!("Consul refuses it: {}", trouble_words(trouble));
+    let message = refused_words(trouble);
     Some(Verdict::new(phase, Truth::False, Reason::ConsulRefused, message))
 }
 
@@ -419,12 +471,19 @@ fn held_elsewhere(facts: &Facts<'_>) -> Option<Verdict> {
     };
     let holder = holder::of(seen);
     let kind = if holder.stranger { "the stranger " } else { "" };
-    let message = format!("waits for {kind}{} to release the key", holder.identity);
+    let identity = holder.identity;
+    let message = match facts.holding {
+        None => format!("waits for {kind}{identity} to release the key"),
+        Some(_) => format!("{kind}{identity} holds the key, which is no pod of this claim"),
+    };
     Some(Verdict::new(Phase::Waiting, Truth::True, Reason::HeldElsewhere, message))
 }
 
-fn contending() -> Verdict {
-    let message = "contends for the key";
+fn contending(facts: &Facts<'_>) -> Verdict {
+    let message = match facts.holding {
+        None => "contends for the key",
+        Some(_) => "nobody holds the key; the pods contend for it by themselves",
+    };
     Verdict::new(Phase::Waiting, Truth::True, Reason::Contending, message)
 }
 
@@ -465,6 +524,14 @@ pub(super) fn unavailable_words(trouble: &Trouble) -> String {
     format!("Consul does not answer: {}", trouble_words(trouble))
 }
 
+fn denied_words(trouble: &Trouble) -> String {
+    format!("Consul's ACLs forbid it: {}", trouble_words(trouble))
+}
+
+fn refused_words(trouble: &Trouble) -> String {
+    format!("Consul refuses it: {}", trouble_words(trouble))
+}
+
 fn trouble_words(trouble: &Trouble) -> String {
     format!("{}: {}", trouble.operation.as_str(), trouble.message)
 }
@@ -484,6 +551,8 @@ const fn end_words(reason: EndReason) -> &'static str {
         EndReason::PodUnreachable => "the elected pod was out of reach for too long",
         EndReason::PodUnready => "the elected pod was not ready for too long",
         EndReason::PodUnmatched => "the elected pod does not match the selector any more",
+        EndReason::Released => "the pod gave the key up",
+        EndReason::PassedOn => "another holder followed",
         EndReason::Expired => "the session could not be renewed in time",
         EndReason::SessionInvalidated => "Consul ended the session",
         EndReason::KeyDeleted => "the key was deleted",

@@ -83,6 +83,8 @@ pub struct Container {
     pub id: Option<Arc<str>>,
     /// How often it was restarted.
     pub restarts: i32,
+    /// It runs.
+    pub running: bool,
     /// It has ended, and was not started again.
     pub terminated: bool,
 }
@@ -202,6 +204,7 @@ pub(super) fn ready(name: &str, second: i64) -> Candidate {
             name: "app".into(),
             id: Some(format!("{name}-1").into()),
             restarts: 0,
+            running: true,
             terminated: false,
         }],
         reach: Reach::Reachable,

@@ -159,7 +159,11 @@ fn again(present: &Present, rules: &CandidatesSettings, now: Instant) -> Option<
 /// Proof of death. It is none that a pod is NotReady, Unknown or gone from the API server: only the
 /// kubelet knows what runs, or an operator who took the node out of service.
 fn died(case: &Case<'_>) -> Option<Word> {
-    let present = case.present;
+    proof_of_death(case.present).map(Word::Goes)
+}
+
+/// How the leader has ended, if there is proof of its death.
+pub fn proof_of_death(present: &Present) -> Option<EndReason> {
     let pod = present.pod.as_ref();
     let ended = pod.is_some_and(|pod| present.leader.has_ended(pod));
     // Its last word came with the deletion, and no node had it.
@@ -167,11 +171,11 @@ fn died(case: &Case<'_>) -> Option<Word> {
     let deleted = !present.exists || pod.is_some_and(|pod| pod.deleting);
     let finished = pod.is_some_and(|pod| pod.finished);
     let proof = ended || never_ran || present.reach == Reach::OutOfService;
-    proof.then_some(Word::Goes(match (deleted, finished) {
+    proof.then_some(match (deleted, finished) {
         (true, _) => EndReason::PodDeleted,
         (false, true) => EndReason::PodFinished,
         (false, false) => EndReason::PodDied,
-    }))
+    })
 }
 
 /// It was elected before anybody could know.
@@ -399,7 +403,7 @@ mod tests {
     }
 
     fn ended(pod: &Candidate) -> Candidate {
-        let end = |one: &Container| Container { terminated: true, ..one.clone() };
+        let end = |one: &Container| Container { running: false, terminated: true, ..one.clone() };
         let containers = pod.containers.iter().map(end).collect();
         Candidate { containers, ready_since: None, ..pod.clone() }
     }

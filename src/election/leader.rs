@@ -63,11 +63,13 @@ impl Leader {
 }
 
 impl ContainerMark {
+    /// The run that is there, or else the one that comes next.
     fn of(container: &Container) -> ContainerMark {
+        let is_over = !container.running && container.id.is_some();
         ContainerMark {
             name: Arc::clone(&container.name),
-            id: container.id.clone(),
-            restarts: container.restarts,
+            id: container.id.clone().filter(|_| !is_over),
+            restarts: container.restarts + i32::from(is_over),
         }
     }
 
@@ -76,7 +78,8 @@ impl ContainerMark {
     fn has_ended(&self, now: &Container) -> bool {
         let another =
             self.id.as_ref().zip(now.id.as_ref()).is_some_and(|(elected, now)| elected != now);
-        now.terminated || another || now.restarts > self.restarts
+        let ended = now.terminated && now.restarts >= self.restarts;
+        ended || another || now.restarts > self.restarts
     }
 }
 
@@ -85,7 +88,8 @@ mod tests {
     use super::*;
 
     fn container(name: &str, id: Option<&str>, restarts: i32, terminated: bool) -> Container {
-        Container { name: name.into(), id: id.map(Into::into), restarts, terminated }
+        let (name, id) = (name.into(), id.map(Into::into));
+        Container { name, id, restarts, running: !terminated, terminated }
     }
 
     fn pod(containers: &[Container]) -> Candidate {
@@ -122,6 +126,28 @@ mod tests {
         ] {
             assert_eq!(elected.has_ended(&pod(std::slice::from_ref(&now))), ended, "{now:?}");
         }
+    }
+
+    #[test]
+    fn a_run_that_was_over_before_proves_nothing() {
+        let over = container("app", Some("c-1"), 0, true);
+        let waits = Container { running: false, terminated: false, ..over.clone() };
+        let runs = container("app", Some("c-2"), 1, false);
+        for before in [over.clone(), waits.clone()] {
+            let leader = Leader::of(&pod(std::slice::from_ref(&before)), None, "");
+            for alive in [&over, &waits, &runs] {
+                assert!(
+                    !leader.has_ended(&pod(std::slice::from_ref(alive))),
+                    "{before:?} {alive:?}"
+                );
+            }
+            let ended = container("app", Some("c-2"), 1, true);
+            assert!(leader.has_ended(&pod(&[ended])), "{before:?}");
+        }
+        let new = Container { id: None, running: false, ..waits };
+        let leader = Leader::of(&pod(&[new]), None, "");
+        assert!(!leader.has_ended(&pod(&[container("app", Some("c-1"), 0, false)])), "its first");
+        assert!(leader.has_ended(&pod(&[over])));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl<C: Consul> ClaimKeeper<C> {
                 payload: wanted.payload.clone(),
                 leader: match &wanted.stance {
                     Stance::Contend { leader, .. } => leader.clone(),
-                    Stance::StandBy(_) => None,
+                    Stance::StandBy(_) | Stance::Follow { .. } => None,
                 },
                 acquire: wanted.acquire.clone(),
                 lent: wanted.session.lent.is_some(),
@@ -240,6 +240,7 @@ impl<C: Consul> ClaimKeeper<C> {
                 self.lock.want(Want::Contend);
             }
             Stance::StandBy(reason) => self.lock.want(Want::Stand(reason)),
+            Stance::Follow { release } => self.lock.follow(release, wanted.session.ttl),
         }
     }
 

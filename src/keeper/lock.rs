@@ -9,7 +9,8 @@ use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 
 use super::{
-    AcquireSettings, EndedTenure, KeySeen, LockView, Payload, Record, Recorded, SeenHolder,
+    AcquireSettings, DeadTenure, EndedTenure, KeySeen, LockView, Payload, Record, Recorded,
+    SeenHolder,
     retry::Backoff,
     shared::{Answers, Shared},
     watch::{Feed, Sighting},
@@ -27,10 +28,12 @@ use crate::{
 };
 
 mod calls;
+mod following;
 
 use calls::{
     Answer, Holder, acquire, holders_session, pending_or, read, transact, value_of, written_index,
 };
+use following::Following;
 
 /// How many ended tenures are remembered.
 const REMEMBERED: usize = 10;
@@ -75,6 +78,8 @@ pub(super) struct LockKeeper<C> {
     /// Who the first holder is was asked, with or without an answer.
     asked: bool,
     record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
+    /// The key is left to others.
+    following: Option<Following<C>>,
 }
 
 /// What the lock's owner wants of it.
@@ -154,6 +159,7 @@ impl<C: Consul> LockKeeper<C> {
             holder_call: None,
             asked: false,
             record_call: None,
+            following: None,
         };
         keeper.value = keeper.render_value();
         keeper
@@ -186,7 +192,18 @@ impl<C: Consul> LockKeeper<C> {
     }
 
     pub(super) fn want(&mut self, want: Want) {
+        if self.following.take().is_some() {
+            self.look_again();
+        }
         self.on(Event::Wanted(want));
+    }
+
+    /// The key is left to others, and this tenure of theirs is to be ended.
+    /// It is read anew once every `pulse`.
+    pub(super) fn follow(&mut self, release: Option<DeadTenure>, pulse: Duration) {
+        let new = || Following::new(&self.shared, &self.answers, &self.key, pulse);
+        self.following.get_or_insert_with(new).release(release);
+        self.on(Event::Wanted(Want::Stand(EndReason::Stopped)));
     }
 
     /// The settings changed, so a claim that failed contends again.
@@ -281,6 +298,7 @@ impl<C: Consul> LockKeeper<C> {
                 self.recorded = Some(record);
                 None
             }
+            () = following::advance(&mut self.following) => None,
             holder = pending_or(&mut self.holder_call) => {
                 self.asked = true;
                 self.holder_call = match holder {
@@ -300,9 +318,14 @@ impl<C: Consul> LockKeeper<C> {
     /// Takes in the watch's newest sighting, in the light of our present session.
     pub(super) fn look_again(&mut self) {
         self.sighted = self.feed.borrow_and_update().clone();
+        if let Some(following) = &mut self.following {
+            following.look();
+        }
         if let Some(Sighting { epoch, index, pair }) = self.sighted.clone() {
             let seen = Seen { epoch, index, key: self.classify(pair.as_deref()) };
-            self.see_holder(pair.as_deref());
+            if self.following.is_none() {
+                self.see_holder(pair.as_deref());
+            }
             self.on(Event::Seen(seen));
         }
     }
@@ -329,8 +352,16 @@ impl<C: Consul> LockKeeper<C> {
             },
             State::HandingOver { reason, since } => LockView::HandingOver { reason, since },
             State::Releasing(reason) => LockView::Releasing { reason },
-            State::Standby => LockView::Standby,
+            State::Standby => self.view_aside(),
             State::Failed(reason) => LockView::Failed { reason },
+        }
+    }
+
+    fn view_aside(&self) -> LockView {
+        match self.following.as_ref().map(Following::seen) {
+            None => LockView::Standby,
+            Some(None) => LockView::Starting,
+            Some(Some(seen)) => LockView::Following { pair: seen.pair.clone() },
         }
     }
 
@@ -341,6 +372,10 @@ impl<C: Consul> LockKeeper<C> {
     }
 
     pub(super) fn key_seen(&self) -> Option<KeySeen> {
+        if let Some(following) = &self.following {
+            let seen = following.seen()?;
+            return Some(seen.shown(self.classify(seen.pair.as_deref())));
+        }
         let seen = self.machine.seen().filter(|_| !self.is_first_asked_for())?;
         Some(match &seen.key {
             KeyState::Missing | KeyState::Free => KeySeen::Free,
@@ -579,6 +614,8 @@ impl<C: Consul> LockKeeper<C> {
                 (self.holder, self.holders_delay) = (None, None);
                 self.answers.clear();
             }
+            // Whoever follows goes on asking.
+            (State::Standby, State::Standby) if self.following.is_some() => {}
             (_, State::Standby | State::Failed(_)) => self.answers.clear(),
             _ => {}
         }

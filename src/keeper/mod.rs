@@ -7,7 +7,8 @@
 //! # Guarantees
 //! [`KeeperView::token`] answers with a token only between Consul's confirmation and *valid until*.
 //! A key is written only as it was last seen: an acquisition, a rewrite or a release that arrives
-//! late finds another index or holder, and changes nothing.
+//! late finds another index or holder, and changes nothing. So does an order to end the tenure of a
+//! dead holder ([`DeadTenure`]): a later one, of whomever, is left alone.
 //! Dropping [`Keepers`] ends every task and releases nothing: whoever leads next adopts the
 //! sessions. A [`Vigil`] renews them until then.
 //! # Not guaranteed
@@ -111,6 +112,24 @@ pub enum Stance {
     },
     /// For this reason: give it up cleanly, end the session, go on observing the key.
     StandBy(EndReason),
+    /// Leave it to others, after giving it up in the same way: no session of ours, and the key as it
+    /// is read consistently, after each change and once in each TTL of the session that there would
+    /// be, shown as [`LockView::Following`].
+    Follow {
+        /// A tenure that is to be ended, for its holder cannot do it any more.
+        release: Option<DeadTenure>,
+    },
+}
+
+/// A tenure of somebody else, of whose death there is proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadTenure {
+    /// The session that holds the key.
+    pub session: SessionId,
+    /// The key's `ModifyIndex` when it was seen so: if it is another by now, nothing is done.
+    pub index: u64,
+    /// Nobody is left who could use the session, so it is ended as well.
+    pub end_session: bool,
 }
 
 impl Stance {

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod faults;
+mod following;
 mod handing_over;
 mod holding;
 mod records;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::{
     clock::Instant,
-    consul::{Class, ConsulError, Operation},
+    consul::{Class, ConsulError, KvPair, Operation},
     election::Leader,
     lock::{EndReason, FailReason},
     names::{FencingToken, NodeName, SessionId},
@@ -98,6 +98,11 @@ pub enum LockView {
     },
     /// The key was given up and is not wanted.
     Standby,
+    /// The key is left to others.
+    Following {
+        /// The key, as it was read consistently after its last change; `None`: there is none.
+        pair: Option<Arc<KvPair>>,
+    },
     /// Gave up contending, and will not try again before its settings change.
     Failed {
         /// Why.

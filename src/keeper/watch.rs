@@ -141,6 +141,8 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
                 tracing::warn!(%prefix, %error, "cannot watch");
                 let pause = backoff.pause(error.class, shared.jitter());
                 lock(&state).failed(error);
+                // The next is answered at once: whoever heard of the trouble hears of its end.
+                after = 0;
                 shared.clock.sleep_until(shared.clock.now() + pause).await;
             }
         }

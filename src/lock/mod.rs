@@ -49,6 +49,10 @@ pub enum EndReason {
     PodUnready,
     /// The pod does not match `candidates.selector` any more.
     PodUnmatched,
+    /// The pod that held the key itself (`mode: Agent`) gave it up in order, for a reason of its own.
+    Released,
+    /// The same, or it lost the key: another holder followed before anybody saw which.
+    PassedOn,
     /// *Valid until* passed without a renewal.
     Expired,
     /// Consul ended the session.
@@ -64,7 +68,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason, for metrics.
-    pub const ALL: [EndReason; 18] = [
+    pub const ALL: [EndReason; 20] = [
         EndReason::Paused,
         EndReason::Stopped,
         EndReason::MaxHold,
@@ -78,6 +82,8 @@ impl EndReason {
         EndReason::PodUnreachable,
         EndReason::PodUnready,
         EndReason::PodUnmatched,
+        EndReason::Released,
+        EndReason::PassedOn,
         EndReason::Expired,
         EndReason::SessionInvalidated,
         EndReason::KeyDeleted,
@@ -101,6 +107,8 @@ impl EndReason {
             EndReason::PodUnreachable => "PodUnreachable",
             EndReason::PodUnready => "PodUnready",
             EndReason::PodUnmatched => "PodUnmatched",
+            EndReason::Released => "Released",
+            EndReason::PassedOn => "PassedOn",
             EndReason::Expired => "Expired",
             EndReason::SessionInvalidated => "SessionInvalidated",
             EndReason::KeyDeleted => "KeyDeleted",
@@ -114,7 +122,8 @@ impl EndReason {
         EndReason::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 
-    /// Whether the tenure is known to have been given up by its own side, in order.
+    /// Whether the tenure was given up by its own side, in order, or nothing else is known of one that
+    /// nobody of ours held.
     pub const fn is_clean(self) -> bool {
         !matches!(
             self,

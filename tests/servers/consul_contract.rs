@@ -7,7 +7,7 @@ use consul_lock::{
         Behavior, Blocking, Class, Consistency, Consul, PutMode, Refusal, SessionRequest, Txn,
         TxnOp, TxnRefusal,
     },
-    names::{NodeName, SessionId},
+    names::{Key, NodeName, SessionId},
 };
 
 use crate::fixtures::{LOCK_FLAGS, Lab, PATIENCE, lock, unlock};
@@ -55,6 +55,8 @@ contract! {
     a_delete_restarts_the_lock_index_but_not_the_token,
     a_release_overwrites_flags_and_value,
     a_release_by_another_session_is_refused,
+    a_tenure_is_ended_by_whoever_knows_session_and_index_and_a_later_one_is_not,
+    a_session_that_ends_leaves_the_value_in_the_key,
     a_transaction_has_at_most_128_steps,
     a_transaction_fences_writes_by_the_session,
     checks_alone_are_answered_too,
@@ -363,6 +365,52 @@ async fn a_release_by_another_session_is_refused(lab: &Lab<impl Consul>) {
 }
 
 // ---- transactions ----
+
+/// What ends the tenure of a holder that has died.
+fn end(key: &Key, session: &SessionId, index: u64) -> [TxnOp; 3] {
+    let (key, session) = (key.clone(), session.clone());
+    [
+        TxnOp::CheckIndex { key: key.clone(), index },
+        TxnOp::CheckSession { key: key.clone(), session: session.clone() },
+        unlock(&key, &session),
+    ]
+}
+
+async fn a_tenure_is_ended_by_whoever_knows_session_and_index_and_a_later_one_is_not(
+    lab: &Lab<impl Consul>,
+) {
+    let (key, dead, other) =
+        (lab.key("k"), lab.session_with_delay(seconds(30)).await, lab.session().await);
+    let held = lab.lock(&key, &dead).await.unwrap();
+    // It wrote something else meanwhile, by which it has shown to be alive.
+    let rewritten = TxnOp::Lock {
+        key: key.clone(),
+        session: dead.clone(),
+        value: b"with a token".to_vec(),
+        flags: LOCK_FLAGS,
+    };
+    let now = lab.try_all(&[rewritten]).await.unwrap().remove(0).modify_index;
+    let refused = lab.try_all(&end(&key, &dead, held.modify_index)).await.unwrap_err();
+    assert!(matches!(refused, Refusal::Check(_)), "{refused:?}");
+    assert!(lab.try_all(&end(&key, &other, now)).await.is_err(), "of another session");
+    lab.try_all(&end(&key, &dead, now)).await.unwrap();
+    let free = lab.read(&key).await.unwrap();
+    assert_eq!((free.session, free.value.len(), free.flags), (None, 0, LOCK_FLAGS));
+    // And the end of its session comes too late to delay anybody.
+    lab.consul.destroy_session(&dead).await.unwrap();
+    assert!(lab.lock(&key, &other).await.is_ok());
+    assert!(lab.try_all(&end(&key, &dead, now)).await.is_err(), "arrived twice");
+    assert_eq!(lab.read(&key).await.unwrap().session, Some(other));
+}
+
+async fn a_session_that_ends_leaves_the_value_in_the_key(lab: &Lab<impl Consul>) {
+    let (key, session) = (lab.key("k"), lab.session().await);
+    lab.lock(&key, &session).await.unwrap();
+    lab.consul.destroy_session(&session).await.unwrap();
+    let left = lab.read(&key).await.unwrap();
+    assert_eq!((left.session, left.flags), (None, LOCK_FLAGS));
+    assert_eq!(left.value, b"held");
+}
 
 async fn a_transaction_has_at_most_128_steps(lab: &Lab<impl Consul>) {
     let set = |nth| TxnOp::Set { key: lab.key(&format!("{nth}")), value: vec![1], flags: nth };

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
 mod agent;
+mod agent_mode;
 mod api_contract;
 mod claims;
 mod consul_access;

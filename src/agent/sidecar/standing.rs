@@ -73,7 +73,8 @@ impl State {
             | LockView::LockDelay { .. }
             | LockView::Held { .. }
             | LockView::HandingOver { .. }
-            | LockView::Standby => State::Waiting,
+            | LockView::Standby
+            | LockView::Following { .. } => State::Waiting,
         }
     }
 

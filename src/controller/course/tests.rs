@@ -15,6 +15,7 @@ use crate::{
     keeper::ClaimId,
 };
 
+mod agents;
 mod traffic;
 mod unknown;
 
@@ -41,6 +42,7 @@ fn candidate(pod: &str) -> Candidate {
             name: "app".into(),
             id: Some(format!("{pod}-1").into()),
             restarts: 0,
+            running: true,
             terminated: false,
         }],
         reach: Reach::Reachable,
@@ -80,11 +82,7 @@ fn adopting(pod: &str) -> Standing {
 fn scene(standing: Standing, pods: Vec<Candidate>) -> Electorate {
     let elected = standing.leader().map(|leader| Arc::clone(&leader.uid));
     let led = pods.iter().find(|pod| Some(&pod.uid) == elected.as_ref());
-    let token = match standing {
-        Standing::Held { token, .. } => Some(token),
-        _ => None,
-    };
-    let backend = led.zip(token).map(|(pod, token)| Backend {
+    let backend = led.zip(standing.token()).map(|(pod, token)| Backend {
         pod: Arc::clone(&pod.name),
         uid: Arc::clone(&pod.uid),
         node: pod.node.clone(),
@@ -174,6 +172,7 @@ fn wanted(course: &Course) -> Option<(Option<&str>, EndReason)> {
             (leader.as_ref().map(|leader| &*leader.pod), *instead)
         }
         Stance::StandBy(reason) => (None, *reason),
+        Stance::Follow { .. } => panic!("{course:?}"),
     })
 }
 
@@ -501,7 +500,7 @@ fn losses_are_those_of_the_keepers_of_the_clock_and_of_the_status() {
     let mut status = held_status();
     status["history"] = json!([past("shop/d", "37", "Expired"), past("shop/e", "36", "Preempted")]);
     let claim = claim_with_status("{}", status);
-    let at = |second| electorate::lost(Some(&view), claim.status.as_ref(), at(second));
+    let at = |second| electorate::lost(Some(&view), None, claim.status.as_ref(), at(second));
     assert_eq!(at(99), [lost("b", "39"), lost("d", "37")]);
     assert_eq!(at(100), [lost("c", "41"), lost("b", "39"), lost("d", "37")], "valid until");
 }

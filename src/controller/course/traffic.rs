@@ -94,7 +94,8 @@ fn empty(seen: &Seen, wearer: Option<&Arc<Leader>>, target: Option<&Arc<Leader>>
     let moves = outgoing(pods, wearer).is_some();
     let is_due = |own: &EndpointSlice| {
         let is_filled = !own.endpoints.is_empty() && !is_target(own);
-        is_filled || moves && !traffic.emptied.contains(&own.name_any())
+        let may_be_late = own.endpoints.is_empty() || !is_target(own);
+        is_filled || moves && may_be_late && !traffic.emptied.contains(&own.name_any())
     };
     let due = traffic.own.iter().filter(|own| is_due(own));
     let mut retreat: Vec<EndpointSlice> = due.map(|own| blank(own)).collect();

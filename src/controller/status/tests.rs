@@ -6,14 +6,15 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    consul::Class,
+    consul::{Class, Operation},
     controller::sample::{
         at, claim, claim_with_status, config, contending, ended, held_status, holding, leader,
         starting, stranger, trouble, wall,
     },
     election::{Choice, Election},
+    keeper::Trouble,
     lock::FailReason,
-    names::{Key, SessionId},
+    names::{FencingToken, Key, SessionId},
 };
 
 fn allowed() -> Judgement {
@@ -37,9 +38,20 @@ fn status_at(
     now: Instant,
 ) -> ConsulLockStatus {
     let judged = Judged::sample(judgement, claim.spec.settings().ok());
+    told(claim, &judged, view, now, (None, None))
+}
+
+/// `left`: who holds a key that the pods hold themselves, and the tenure that ended there.
+fn told(
+    claim: &ConsulLock,
+    judged: &Judged,
+    view: Option<&KeeperView>,
+    now: Instant,
+    (holding, followed): (Option<&Holding>, Option<&EndedTenure>),
+) -> ConsulLockStatus {
     status(&Report {
         claim,
-        judged: &judged,
+        judged,
         facts: Facts {
             judgement: &judged.judgement,
             deleting: claim.metadata.deletion_timestamp.is_some(),
@@ -50,11 +62,13 @@ fn status_at(
             unreadable: None,
             unlisted: None,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
+            holding,
             now,
         },
         told: &Told::default(),
         failed: None,
         earlier: None,
+        followed,
         cluster: &config().cluster,
         wall: wall(60),
     })
@@ -386,6 +400,7 @@ fn a_first_status_waits_for_something_to_say() {
         unreadable: None,
         unlisted: None,
         recorded: false,
+        holding: None,
         now: at(10),
     };
     let (fresh, held) = (starting(), holding(41));
@@ -432,11 +447,13 @@ fn status_with(
             unreadable: None,
             unlisted: told.unlisted,
             recorded: claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()),
+            holding: None,
             now: at(10),
         },
         told,
         failed,
         earlier: None,
+        followed: None,
         cluster: &config().cluster,
         wall: wall(60),
     })
@@ -559,6 +576,7 @@ fn a_change_of_leader_is_told_only_if_it_takes_long() {
         unreadable: None,
         unlisted: None,
         recorded: true,
+        holding: None,
         now: at(9),
     };
     let known: ConsulLockStatus = serde_json::from_value(held_status()).unwrap();
@@ -649,13 +667,124 @@ fn history_names_the_pod_of_each_tenure() {
             unreadable: None,
             unlisted: None,
             recorded: false,
+            holding: None,
             now: at(100),
         },
         told: &Told::default(),
         failed: None,
         earlier: None,
+        followed: None,
         cluster: "west",
         wall: wall(60),
     });
     assert_eq!(expired.history[0].holder, "shop/b");
+}
+
+// ---- pods that hold the key themselves ----
+
+const AGENT: &str = "{mode: Agent, candidates: {selector: {matchLabels: {app: billing}}}}";
+
+fn following(key: KeySeen) -> KeeperView {
+    KeeperView { lock: LockView::Following { pair: None }, key: Some(key), ..starting() }
+}
+
+fn pods_own(token: Option<u64>) -> Holding {
+    Holding::Pod(Followed {
+        leader: Arc::new(leader("a")),
+        session: Some(SessionId::new("s-a")),
+        index: Some(43),
+        token: token.map(FencingToken::new),
+        since: wall(5),
+        since_said: Some("".into()),
+        noticed: Some(at(8)),
+    })
+}
+
+/// The status of a claim whose pods hold its key, after `before`.
+fn left_to_pods(
+    before: Option<&ConsulLockStatus>,
+    view: &KeeperView,
+    holding: &Holding,
+    ended: Option<&EndedTenure>,
+) -> ConsulLockStatus {
+    let mut claim = claim(AGENT);
+    claim.status = before.cloned();
+    let judged = Judged::sample(allowed(), claim.spec.settings().ok());
+    told(&claim, &judged, Some(view), at(10), (Some(holding), ended))
+}
+
+#[test]
+fn a_tenure_of_a_pod_s_own_is_told_with_its_session_and_counted_once() {
+    let view = following(stranger());
+    let first = left_to_pods(None, &view, &pods_own(Some(41)), None);
+    assert_eq!((first.phase, first.transitions), (Some(Phase::Held), 1));
+    assert_eq!(
+        (first.mode.clone(), first.fencing_token.as_deref()),
+        (Some(Mode::Agent), Some("41"))
+    );
+    assert_eq!(first.holder.as_ref().unwrap().uid.as_deref(), Some("uid-a"));
+    assert_eq!(first.session.as_ref().unwrap().id.as_deref(), Some("s-a"));
+    assert_eq!(said(&first, "SessionHealthy"), ("True".to_owned(), "HoldsKey".to_owned()));
+    assert_eq!(left_to_pods(Some(&first), &view, &pods_own(Some(41)), None), first);
+    let end = EndedTenure { pod: Some("a".into()), ..ended(41, EndReason::Released) };
+    let free = following(KeySeen::Free);
+    let after = left_to_pods(Some(&first), &free, &Holding::Nobody, Some(&end));
+    assert_eq!((after.phase, after.transitions), (Some(Phase::Waiting), 1));
+    assert_eq!((after.history.len(), after.history[0].holder.as_str()), (1, "shop/a"));
+    assert_eq!((after.fencing_token, after.session, after.holder), (None, None, None));
+}
+
+#[test]
+fn while_the_key_cannot_be_read_nothing_is_true_and_what_was_seen_is_kept() {
+    let view = following(stranger());
+    let first = left_to_pods(None, &view, &pods_own(Some(41)), None);
+    for (class, ready) in [(Class::Transient, "Unknown"), (Class::Denied, "False")] {
+        let mut blind = view.clone();
+        let operation = Operation::WatchPrefix;
+        blind.trouble = Some(Trouble { operation, ..trouble(class) });
+        let unknown = left_to_pods(Some(&first), &blind, &pods_own(Some(41)), None);
+        assert_eq!(unknown.phase, Some(Phase::Unknown), "{class:?}");
+        assert_eq!(
+            (unknown.fencing_token.clone(), &unknown.holder),
+            (Some("41".into()), &first.holder)
+        );
+        assert_eq!(unknown.session.as_ref().unwrap().health, api::SessionHealth::Unknown);
+        assert_eq!(said(&unknown, "Ready").0, ready);
+        for name in ["Held", "SessionHealthy", "KeyConflict"] {
+            assert_eq!(said(&unknown, name).0, "Unknown", "{name}");
+        }
+        assert_eq!(left_to_pods(Some(&unknown), &view, &pods_own(Some(41)), None), first);
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_freed_for_the_dead_is_told_of() {
+    let mut view = following(stranger());
+    view.trouble = Some(Trouble { operation: Operation::Transaction, ..trouble(Class::Denied) });
+    let status = left_to_pods(None, &view, &pods_own(Some(41)), None);
+    assert_eq!(status.phase, Some(Phase::Held));
+    assert_eq!(said(&status, "Ready"), ("False".to_owned(), "ConsulDenied".to_owned()));
+}
+
+#[test]
+fn a_tenure_without_its_token_is_not_held_yet_and_given_a_moment() {
+    let (view, holding) = (following(stranger()), pods_own(None));
+    let status = left_to_pods(None, &view, &holding, None);
+    assert_eq!((status.phase, status.fencing_token.as_ref()), (Some(Phase::Waiting), None));
+    assert_eq!(said(&status, "Ready"), ("Unknown".to_owned(), "TokenUnknown".to_owned()));
+    let judgement = allowed();
+    let facts = Facts {
+        judgement: &judgement,
+        deleting: false,
+        view: Some(&view),
+        paused: false,
+        nobody: None,
+        unreadable: None,
+        refused: None,
+        unlisted: None,
+        recorded: false,
+        holding: Some(&holding),
+        now: at(10),
+    };
+    assert_eq!(not_before(&facts, Some(&status), at(1), None), Some(at(9)));
 }

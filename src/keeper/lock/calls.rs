@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The time limit of an acquisition.
-const LOCK: Duration = Duration::from_secs(5);
+pub(super) const LOCK: Duration = Duration::from_secs(5);
 
 /// What became of a call.
 pub(super) enum Answer {
@@ -75,9 +75,18 @@ pub(super) async fn value_of<C: Consul>(
     answers: Answers,
     key: Key,
 ) -> Arc<[u8]> {
+    let pair = pair_of(shared, answers, key).await;
+    pair.map_or_else(|| Arc::from([]), |pair| pair.value.into())
+}
+
+/// A key, consistently.
+pub(super) async fn pair_of<C: Consul>(
+    shared: Arc<Shared<C>>,
+    answers: Answers,
+    key: Key,
+) -> Option<KvPair> {
     let get = || shared.consul.get(&key, Consistency::Consistent);
-    let reading = shared.until_answered(&answers, Operation::ReadKey, get).await;
-    reading.pair.map_or_else(|| Arc::from([]), |pair| pair.value.into())
+    shared.until_answered(&answers, Operation::ReadKey, get).await.pair
 }
 
 /// Unless Consul says otherwise within a few attempts, it does: the next renewal will tell.
