@@ -52,13 +52,8 @@ pub enum Job {
     Run(Box<RunConfig>),
     /// `consul-lock agent`
     Agent(Box<AgentConfig>),
-    /// `consul-lock guard`, which only `run` starts.
-    Guard {
-        /// The folder of the command's cgroup.
-        cgroup: Option<PathBuf>,
-        /// Program and arguments.
-        command: Vec<OsString>,
-    },
+    /// `consul-lock guard`, which only `run` starts: program and arguments.
+    Guard(Vec<OsString>),
     /// `kubectl consullock …`
     Kubectl(Box<KubectlSettings>),
     /// `consul-lock completion`: the script.
@@ -164,7 +159,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
             pages.extend(generated::man_pages(kubectl::plugin()));
             Ok(Job::Man(folder, pages))
         }
-        RawCommand::Guard { cgroup, command } => Ok(Job::Guard { cgroup, command }),
+        RawCommand::Guard { command } => Ok(Job::Guard(command)),
         RawCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
         RawCommand::Run(raw) => {
             let matches = matches.subcommand_matches("run").unwrap_or(&matches);
@@ -220,8 +215,6 @@ enum RawCommand {
     /// Started by `run`, between itself and its command
     #[command(hide = true)]
     Guard {
-        #[arg(long)]
-        cgroup: Option<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },

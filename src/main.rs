@@ -123,9 +123,7 @@ fn main() -> ExitCode {
         Ok(Job::Controller(config)) => run_controller(*config).map(|()| 0),
         Ok(Job::Run(config)) => run_command(*config),
         Ok(Job::Agent(config)) => run_agent(*config),
-        Ok(Job::Guard { cgroup, command }) => {
-            agent::guard(cgroup, &command).map_err(Failure::Guard).map(|()| 0)
-        }
+        Ok(Job::Guard(command)) => agent::guard(&command).map_err(Failure::Guard).map(|()| 0),
         Ok(Job::Completion(script)) => print(&script).map(|()| 0),
         Ok(Job::Man(folder, pages)) => write_pages(&folder, &pages).map(|()| 0),
         Ok(Job::Kubectl(settings)) => run_kubectl(*settings),

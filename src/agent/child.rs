@@ -11,7 +11,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::{io::Interest, net::UnixStream};
 
 use super::{
-    cgroup::Cgroup,
     descendants::{self, AGAIN, Child as Descendant, Descendants},
     notice::{Deadlines, Notice},
     orders::{self, Order, Received, Report},
@@ -25,7 +24,6 @@ pub(super) struct Child {
     socket: UnixStream,
     guard: Pid,
     descendants: Descendants,
-    cgroup: Option<Cgroup>,
 }
 
 /// What `run` is told of its command.
@@ -37,8 +35,8 @@ pub(super) enum News {
 }
 
 impl Child {
-    /// Starts a guard, and by it the command: program and arguments, in the group that this process
-    /// is in. This process's environment is passed on without `hidden` and with `shown`.
+    /// Starts a guard, and by it the command: program and arguments. This process's environment is
+    /// passed on without `hidden` and with `shown`.
     ///
     /// # Errors
     /// If the guard cannot be started; what becomes of the command is [news](Child::news).
@@ -48,7 +46,6 @@ impl Child {
         shown: &[(&str, String)],
         deadlines: Deadlines,
         notice: Notice,
-        mut cgroup: Option<Cgroup>,
     ) -> io::Result<Child> {
         // Should the guard die, its children are ours.
         let descendants = descendants::adopt()?;
@@ -57,22 +54,15 @@ impl Child {
         orders::send_start(&ours, order, io::stdin().as_fd())?;
         // This very program, even if its file has been replaced since.
         let mut guard = Command::new("/proc/self/exe");
-        guard.arg0("consul-lock").arg("guard");
-        if let Some(cgroup) = &cgroup {
-            guard.arg("--cgroup").arg(cgroup.folder());
-        }
-        guard.arg("--").args(command);
+        guard.arg0("consul-lock").arg("guard").arg("--").args(command);
         for name in hidden {
             guard.env_remove(name);
         }
         guard.envs(shown.iter().map(|(name, value)| (name, value)));
         // A group of its own: what a terminal or a shell sends ours is not meant for it.
         let guard = guard.stdin(Stdio::from(guards)).process_group(0).spawn()?;
-        if let Some(cgroup) = &mut cgroup {
-            cgroup.leave();
-        }
         let socket = UnixStream::from_std(ours.into())?;
-        Ok(Child { socket, guard: Pid::from_child(&guard), descendants, cgroup })
+        Ok(Child { socket, guard: Pid::from_child(&guard), descendants })
     }
 
     /// The lock was renewed.
@@ -101,9 +91,6 @@ impl Child {
         // children are ours, too.
         let _ = kill_process(self.guard, Signal::KILL);
         loop {
-            if let Some(cgroup) = &self.cgroup {
-                cgroup.kill();
-            }
             self.descendants.kill();
             loop {
                 match descendants::child() {

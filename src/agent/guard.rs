@@ -36,7 +36,6 @@ use rustix::{
 };
 
 use super::{
-    cgroup::Cgroup,
     descendants::{self, AGAIN, Child, Descendants, Told},
     notice::Deadlines,
     orders::{self, Ending, Order, Received, Report},
@@ -102,12 +101,12 @@ impl Duty {
     }
 }
 
-/// Guards `command`, program and arguments, for the `run` at the other end of standard input, which
-/// started us in the control group of this folder. Returns when nothing is left of it.
+/// Guards `command`, program and arguments, for the `run` at the other end of standard input.
+/// Returns when nothing is left of it.
 ///
 /// # Errors
 /// Of the system calls that come before the command is started. It is not started then.
-pub fn guard(cgroup: Option<PathBuf>, command: &[OsString]) -> io::Result<()> {
+pub fn guard(command: &[OsString]) -> io::Result<()> {
     let socket = io::stdin();
     let (order, stdin) = orders::receive_start(&socket)?;
     let (Order::Start { deadlines, grace }, [program, arguments @ ..]) = (order, command) else {
@@ -123,7 +122,6 @@ pub fn guard(cgroup: Option<PathBuf>, command: &[OsString]) -> io::Result<()> {
     }
     // The command inherits the signal mask, so signals are blocked after it has been started; a
     // guard that one of them ends before is missed by `run`, which ends the command.
-    let mut cgroup = cgroup.and_then(|folder| Cgroup::open(folder).ok());
     let started =
         Command::new(program).args(arguments).stdin(Stdio::from(stdin)).process_group(0).spawn();
     let command = match started {
@@ -138,13 +136,9 @@ pub fn guard(cgroup: Option<PathBuf>, command: &[OsString]) -> io::Result<()> {
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     orders::send(&socket, Report::Started(command).packet());
-    if let Some(cgroup) = &mut cgroup {
-        cgroup.leave();
-    }
     let (socket, command) = (socket.as_fd(), Some(command));
     let orphaned = false;
-    let guard =
-        Guard { socket, timer, signals, clock, descendants, cgroup, command, grace, orphaned };
+    let guard = Guard { socket, timer, signals, clock, descendants, command, grace, orphaned };
     let end = guard.keep(duty);
     let report = Report::Ended { how: end.how, expired: end.expired };
     orders::send(socket, report.packet());
@@ -161,7 +155,6 @@ struct Guard<'a> {
     signals: SignalFd,
     clock: Clock,
     descendants: Descendants,
-    cgroup: Option<Cgroup>,
     /// Until it has ended: then its number may come to mean another.
     command: Option<Pid>,
     grace: Duration,
@@ -210,12 +203,7 @@ impl Guard<'_> {
             match duty {
                 Duty::Hold(_) => {}
                 Duty::Stop { .. } => self.descendants.tell(&mut told),
-                Duty::Kill => {
-                    if let Some(cgroup) = &self.cgroup {
-                        cgroup.kill();
-                    }
-                    self.descendants.kill();
-                }
+                Duty::Kill => self.descendants.kill(),
             }
             self.wait_until(duty.due(now));
         }

@@ -5,7 +5,7 @@ use std::{ffi::OsString, io, sync::Arc, time::Duration};
 use tokio::select;
 
 use super::{
-    cgroup, descendants,
+    descendants,
     nested::Outer,
     notice::{Notice, NoticeError},
     settings::LockSettings,
@@ -233,8 +233,7 @@ pub async fn run<C: Consul + Clone>(
         && let Some((mut nested, terms)) = outer.join(&consul, &clock, settings).await?
         && let Some(tenure) = nested.tenure()
     {
-        let (cgroup, held) = (cgroup::prepare().await, (terms, tenure));
-        let work = Work::start(settings, &clock, &mut signals, &mut nested, held, cgroup)?;
+        let work = Work::start(settings, &clock, &mut signals, &mut nested, (terms, tenure))?;
         return work.done().await;
     }
     let lent = match &settings.session {
@@ -287,7 +286,6 @@ impl<C: Consul> Run<'_, C> {
     async fn once(mut self) -> Result<Outcome, RunError> {
         let key = &self.settings.key;
         tracing::info!(%key, "contending");
-        let cgroup = cgroup::prepare();
         let once = self.settings.try_once || self.settings.retries.is_some();
         let acquired = select! {
             acquired = self.holder.acquired(once) => acquired,
@@ -299,12 +297,8 @@ impl<C: Consul> Run<'_, C> {
         let outcome = match acquired {
             Ok(tenure) => {
                 tracing::info!(%key, token = %tenure.token, session = %tenure.session, "held");
-                let cgroup = cgroup.await;
-                if let Some(cgroup) = &cgroup {
-                    cgroup.sweep(self.clock).await;
-                }
                 let Run { settings, clock, terms, holder, signals } = &mut self;
-                match Work::start(settings, clock, signals, holder, (*terms, tenure), cgroup) {
+                match Work::start(settings, clock, signals, holder, (*terms, tenure)) {
                     Ok(work) => work.done().await,
                     Err(error) => Err(error),
                 }

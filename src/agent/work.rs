@@ -6,7 +6,6 @@ use rustix::process::{Pid, Signal};
 use tokio::select;
 
 use super::{
-    cgroup::Cgroup,
     child::{Child, News},
     orders::{Ending, Report},
     run::{Outcome, RunError, RunSettings},
@@ -63,7 +62,6 @@ impl<'a, H: Hold> Work<'a, H> {
         signals: &'a mut Signals,
         lock: &'a mut H,
         (terms, tenure): (Terms, Tenure),
-        cgroup: Option<Cgroup>,
     ) -> Result<Work<'a, H>, RunError> {
         let file = ValidUntilFile::new(tenure.valid_until).map_err(RunError::Guard)?;
         let shown = [
@@ -75,8 +73,7 @@ impl<'a, H: Hold> Work<'a, H> {
         ];
         let hidden = if settings.pass_consul_token { &[][..] } else { &SECRETS };
         let deadlines = terms.notice.deadlines(tenure.valid_until);
-        let child =
-            Child::start(&settings.command, hidden, &shown, deadlines, terms.notice, cgroup);
+        let child = Child::start(&settings.command, hidden, &shown, deadlines, terms.notice);
         Ok(Work {
             settings,
             clock,

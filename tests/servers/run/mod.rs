@@ -21,7 +21,6 @@ use crate::{
     site::Site,
 };
 
-mod cgroups;
 mod cluster;
 mod instants;
 pub(crate) mod scene;
