@@ -166,7 +166,8 @@ fn stat(processes: &OwnedFd, name: impl Arg) -> Option<(Option<Pid>, Option<Pid>
     parse(&text[..length])
 }
 
-/// `PID (NAME) STATE PARENT GROUP …`, where a name may hold anything, and 0 is nobody here.
+/// `PID (NAME) STATE PARENT GROUP …`, where a name may hold anything, and 0 is nobody here. Of a
+/// process that is vanishing the kernel tells 0 and -1.
 fn parse(stat: &[u8]) -> Option<(Option<Pid>, Option<Pid>)> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let mut fields = stat[end + 1..].split(|byte| *byte == b' ').skip(2);
@@ -191,6 +192,7 @@ mod tests {
         assert_eq!(parse(b"7 (sh) S 3 5 5 0 -1"), Some((pid(3), pid(5))));
         assert_eq!(parse(b"7 (a) S 1 1 (b) R 3 5 5 0 -1"), Some((pid(3), pid(5))));
         assert_eq!(parse(b"1 (init) S 0 0 0"), Some((None, None)));
+        assert_eq!(parse(b"7 (vanishing) X 0 -1 -1"), Some((None, None)));
         assert_eq!(parse(b"7 (cut of"), None);
     }
 
