@@ -45,7 +45,7 @@ impl Notice {
     ///
     /// # Errors
     /// [`NoticeError`] if grace and margin take more than half of the TTL: renewals go out after a
-    /// third of it, and one that fails must not stop the work.
+    /// third of the rest, and one that fails must not stop the work.
     pub fn new(ttl: Duration, grace: Duration) -> Result<Notice, NoticeError> {
         let margin = margin_of(ttl);
         if grace + margin <= ttl / 2 {
@@ -66,6 +66,11 @@ impl Notice {
     pub(super) fn fitting(ttl: Duration, grace: Duration) -> Notice {
         let margin = margin_of(ttl);
         Notice { grace: grace.min(ttl / 2 - margin), margin }
+    }
+
+    /// All of it: from SIGTERM to *valid until*.
+    pub(super) fn length(&self) -> Duration {
+        self.grace + self.margin
     }
 
     /// The time from SIGTERM to SIGKILL.

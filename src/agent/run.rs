@@ -253,6 +253,7 @@ pub async fn run<C: Consul + Clone>(
         let wait = settings.wait.map(|wait| wait.saturating_sub(waited));
         let wanted = settings.wanted(wait, lent.as_ref());
         let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
+        holder.set_notice(terms.notice.length());
         let run = Run { settings, clock: &clock, terms, holder, signals: &mut signals };
         match run.once().await {
             Ok(Outcome::Lost) if settings.restart => {

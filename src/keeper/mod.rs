@@ -239,6 +239,12 @@ impl<C: Consul> Keepers<C> {
         }
     }
 
+    /// Whoever relies on a lock of these keepers begins to stop so long before *valid until*, so
+    /// renewals go out that much sooner. Nothing, until this is called.
+    pub fn set_notice(&self, notice: Duration) {
+        *lock(&self.shared.notice) = notice;
+    }
+
     /// Starts the claim's keepers, or tells them what is wanted now. `recorded` counts only when
     /// they start. Must be called within a tokio runtime.
     pub fn set(&self, id: &ClaimId, wanted: Wanted, recorded: Option<Recorded>) {

@@ -10,7 +10,7 @@ use futures::{FutureExt, future::BoxFuture};
 use super::{
     SessionHealth, SessionSettings, SessionView,
     retry::Backoff,
-    shared::{Answers, Shared},
+    shared::{Answers, Shared, lock},
 };
 use crate::{
     clock::Instant,
@@ -276,12 +276,14 @@ impl<C: Consul> SessionKeeper<C> {
         self.call = Some(swept.boxed());
     }
 
-    /// Renewals go out about every third of the TTL, so that two may fail.
+    /// Renewals go out about every third of the time after which somebody would begin to stop, so
+    /// that two may fail.
     fn good(&mut self, sent: Instant, ttl: Duration) {
         self.backoff.clear();
         self.renewed = Some(sent);
         self.ttl = ttl;
-        self.due = sent + (ttl / 3).mul_f64(0.8 + 0.2 * self.shared.jitter());
+        let rest = ttl.saturating_sub(*lock(&self.shared.notice)).max(ttl / 2);
+        self.due = sent + (rest / 3).mul_f64(0.8 + 0.2 * self.shared.jitter());
     }
 
     fn failed(&mut self, error: ConsulError) {

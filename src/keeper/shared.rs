@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -28,6 +29,8 @@ pub(super) struct Shared<C> {
     pub(super) jitter: Jitter,
     /// Rung by a task that panics.
     pub(super) panicked: Notify,
+    /// So long before *valid until* whoever holds something has to begin to stop.
+    pub(super) notice: Mutex<Duration>,
     nodes: Mutex<HashMap<NodeName, Arc<Node>>>,
 }
 
@@ -59,6 +62,7 @@ impl<C: Consul> Shared<C> {
             metrics,
             jitter,
             panicked: Notify::new(),
+            notice: Mutex::default(),
             nodes: Mutex::default(),
         })
     }

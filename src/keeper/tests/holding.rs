@@ -132,6 +132,19 @@ async fn renewals_go_out_every_third_of_the_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn renewals_go_out_sooner_for_whoever_needs_notice() {
+    let lab = Lab::new();
+    let one = lab.contender("one");
+    one.keepers.set_notice(TTL * 2 / 5);
+    one.holds(&lab).await;
+    lab.pass(S * 60).await;
+    let sent = one.line.sent(Operation::RenewSession);
+    let gaps: Vec<_> = sent.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+    assert!(gaps.iter().all(|gap| *gap > TTL / 8 && *gap <= TTL / 5), "{gaps:?}");
+    assert!(sent.len() >= 20, "{}", sent.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn longer_ttl_that_a_renewal_grants_counts() {
     let lab = Lab::new();
     let one = lab.contender("one");
