@@ -1,8 +1,9 @@
 //! The guard: the process between `run` and its command.
 //!
 //! It starts the command, learns each new deadline through a socket, and ends everything that came
-//! of the command when a deadline passes, when it is told to, or when `run` is gone. One thread, no
-//! runtime, and nothing that allocates once the command runs.
+//! of the command when a deadline passes, when it is told to, or when `run` is gone. One thread, and
+//! one beside it for the [cgroup](super::cgroup), no runtime, and nothing that allocates once it
+//! waits.
 //!
 //! # Guarantees
 //! SIGTERM at the first deadline and SIGKILL at the second, on the clock that also counts suspend,
@@ -36,6 +37,7 @@ use rustix::{
 };
 
 use super::{
+    cgroup::{self, Cgroup},
     descendants::{self, AGAIN, Child, Descendants, Told},
     notice::Deadlines,
     orders::{self, Ending, Order, Received, Report},
@@ -114,6 +116,7 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
     };
     let file = std::env::var_os(VALID_UNTIL_FILE).map(PathBuf::from);
     let descendants = descendants::adopt()?;
+    cgroup::sweep();
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
     let (clock, duty) = (Clock::boot(), Duty::Hold(deadlines));
@@ -136,14 +139,28 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     orders::send(&socket, Report::Started(command).packet());
+    let cgroup = Cgroup::around(command);
     let (socket, command) = (socket.as_fd(), Some(command));
     let orphaned = false;
-    let guard = Guard { socket, timer, signals, clock, descendants, command, grace, orphaned };
+    let guard = Guard {
+        socket,
+        timer,
+        signals,
+        clock,
+        descendants,
+        cgroup: cgroup.as_ref(),
+        command,
+        grace,
+        orphaned,
+    };
     let end = guard.keep(duty);
     let report = Report::Ended { how: end.how, expired: end.expired };
     orders::send(socket, report.packet());
     if let Some(file) = file.filter(|_| end.orphaned) {
         valid_until::remove(&file);
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.end();
     }
     Ok(())
 }
@@ -155,6 +172,7 @@ struct Guard<'a> {
     signals: SignalFd,
     clock: Clock,
     descendants: Descendants,
+    cgroup: Option<&'a Cgroup>,
     /// Until it has ended: then its number may come to mean another.
     command: Option<Pid>,
     grace: Duration,
@@ -203,7 +221,12 @@ impl Guard<'_> {
             match duty {
                 Duty::Hold(_) => {}
                 Duty::Stop { .. } => self.descendants.tell(&mut told),
-                Duty::Kill => self.descendants.kill(),
+                Duty::Kill => {
+                    self.descendants.kill();
+                    if let Some(cgroup) = self.cgroup {
+                        cgroup.kill();
+                    }
+                }
             }
             self.wait_until(duty.due(now));
         }

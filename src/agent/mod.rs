@@ -11,9 +11,11 @@
 //! of the processes is left is the key released and the session destroyed, in this order.
 //! # Not guaranteed
 //! That a process is stopped which the command has another service start (systemd, a container
-//! engine): it descends from that service. Nor, if `run` and the guard are killed together. The
-//! protected resource has to check the fencing token.
+//! engine): it descends from that service. Nor, if `run` and the guard are killed together: where
+//! there are [cgroups](cgroup), the next run of the same place ends what they left. The protected
+//! resource has to check the fencing token.
 
+mod cgroup;
 mod child;
 mod descendants;
 mod guard;

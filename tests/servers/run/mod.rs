@@ -21,6 +21,7 @@ use crate::{
     site::Site,
 };
 
+mod cgroups;
 mod cluster;
 mod instants;
 pub(crate) mod scene;
