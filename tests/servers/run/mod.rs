@@ -28,8 +28,8 @@ pub(crate) mod scene;
 mod trials;
 
 use scene::{
-    Scene, all_gone, assert_ended, is_alive, is_stopped, kill, parent, sessions, valid_until,
-    variable,
+    Scene, VALID_UNTIL_FILE, all_gone, all_gone_and_told, assert_ended, is_alive, is_stopped, kill,
+    parent, sessions, valid_until, variable,
 };
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
@@ -483,9 +483,10 @@ fn silence_stops_the_command_before_valid_until_and_the_next_begins_after_it() {
     let processes = brood(&scene);
     let beside = Scene { key: scene.key.clone(), ..Scene::new("silence") };
     let mut next = beside.start(&QUICK, SLEEPER);
+    let file = variable(processes[0], VALID_UNTIL_FILE);
     proxy.set(Fault::Blackhole);
-    let last = valid_until(processes[0]);
-    assert!(all_gone(&processes) < last, "it went on for too long");
+    let (gone, last) = all_gone_and_told(&processes, &file);
+    assert!(gone < last, "it went on for too long");
     assert!(scene.holder().is_some(), "the other cannot have it yet");
     let successor = beside.process("sleeper");
     assert!(Clock::boot().now() >= last, "two at once");

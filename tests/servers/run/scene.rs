@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -202,9 +202,29 @@ pub(crate) fn all_gone(processes: &[Pid]) -> Instant {
 
 /// What the command of this process is told of *valid until*.
 pub(super) fn valid_until(command: Pid) -> Instant {
-    let path = variable(command, "CONSUL_LOCK_VALID_UNTIL_FILE");
-    let said = std::fs::read_to_string(path).unwrap();
-    Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap()))
+    told(&variable(command, VALID_UNTIL_FILE)).unwrap()
+}
+
+/// The variable with the file that tells of *valid until*.
+pub(super) const VALID_UNTIL_FILE: &str = "CONSUL_LOCK_VALID_UNTIL_FILE";
+
+/// What the file tells of *valid until*, while it is there. A renewal that was answered before a
+/// silence may be told of after it.
+pub(super) fn told(file: &Path) -> Option<Instant> {
+    let said = std::fs::read_to_string(file).ok()?;
+    Some(Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap())))
+}
+
+/// Waits until none of them is alive; returns when that was seen, and the last that the file told.
+#[track_caller]
+pub(super) fn all_gone_and_told(processes: &[Pid], file: &Path) -> (Instant, Instant) {
+    let mut last = told(file).unwrap();
+    let gone = || {
+        last = told(file).unwrap_or(last);
+        processes.iter().all(|pid| !is_alive(*pid)).then_some(())
+    };
+    wait_for("every process to be gone", PATIENCE, gone).unwrap();
+    (Clock::boot().now(), last)
 }
 
 /// A variable of its environment.

@@ -1,12 +1,14 @@
 //! What only shows when it is done often: never two at once.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
 use consul_lock::clock::{Clock, Instant};
 use rustix::process::{Pid, Signal};
 use testbed::{Cluster, Consul, ConsulConfig, Fault, Island, Proxy, say, wait_for};
 
-use super::scene::{Run, Scene, is_alive, kill, started, valid_until};
+use super::scene::{
+    Run, Scene, VALID_UNTIL_FILE, is_alive, kill, started, told, valid_until, variable,
+};
 
 /// A TTL that only a server takes which allows it, and the shortest that a stock one does.
 const SHORT: (u64, &[&str]) = (2, &["--ttl=2s", "--grace=500ms", "--lock-delay=0s"]);
@@ -65,16 +67,20 @@ impl Trial {
 #[track_caller]
 fn silence(what: &str, ttl: u64, mut trials: Vec<Trial>, silence: impl FnOnce()) {
     let clock = Clock::boot();
+    let file = |trial: &Trial| variable(trial.holder, VALID_UNTIL_FILE);
+    let files: Vec<PathBuf> = trials.iter().map(file).collect();
     let cut = clock.now();
     silence();
-    let ends: Vec<Instant> = trials.iter().map(|trial| valid_until(trial.holder)).collect();
+    let mut ends: Vec<Instant> = trials.iter().map(|trial| valid_until(trial.holder)).collect();
     let mut last_seen = vec![cut; trials.len()];
     let patience = Duration::from_secs(4 * ttl + 20);
     let all = wait_for("every successor to run", patience, || {
-        for (trial, last) in trials.iter().zip(&mut last_seen) {
+        let seen = last_seen.iter_mut().zip(&mut ends).zip(&files);
+        for (trial, ((last, end), file)) in trials.iter().zip(seen) {
             let now = clock.now();
             if is_alive(trial.holder) {
                 *last = now;
+                *end = told(file).unwrap_or(*end);
             }
         }
         let is_up = |trial: &Trial| trial.scene.folder.path().join("second").exists();
@@ -86,7 +92,8 @@ fn silence(what: &str, ttl: u64, mut trials: Vec<Trial>, silence: impl FnOnce())
     for (number, trial) in trials.iter_mut().enumerate() {
         let successor = trial.scene.process("second");
         let last = last_seen[number];
-        assert!(last < ends[number], "{number}: it went on for too long");
+        let end = ends[number];
+        assert!(last < end, "{number}: it went on until {last:?}, and not {end:?}");
         // The kernel tells hundredths of a second.
         let began = started(successor) + Duration::from_millis(10);
         assert!(began > last, "{number}: two at once, from {began:?} to {last:?}");
