@@ -69,7 +69,7 @@ async fn user_with(site: &Site, local: Vec<Value>, global: Vec<Value>) -> String
 /// A site whose claims need every right that there is, held by a controller that has it.
 async fn site_on_guarded_consul() -> (Site, Cast, crate::site::Replica) {
     let consul = tokio::task::spawn_blocking(guarded_consul).await.unwrap();
-    let site = Site::through("doctor", &consul.address(), consul.token(), None).await;
+    let site = Site::through("examined", &consul.address(), consul.token(), None).await;
     let (cast, replica) = (Cast::new(&site).await, site.start().await);
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;
