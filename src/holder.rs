@@ -42,6 +42,12 @@ pub trait Hold {
 pub struct Holder<C> {
     keepers: Arc<Keepers<C>>,
     id: ClaimId,
+    watched: Watched,
+}
+
+/// Looks at a lock, and cannot end it.
+#[derive(Clone, Debug)]
+pub struct Watched {
     follower: Follower,
     clock: Clock,
 }
@@ -103,12 +109,19 @@ impl<C: Consul> Holder<C> {
         let (wake, _) = mpsc::unbounded_channel();
         let keepers = Keepers::new(consul, clock.clone(), metrics, jitter, wake);
         let id = ClaimId(wanted.session.name.as_str().into());
-        Holder::start(Arc::new(keepers), clock, id, (wanted, recorded))
+        Holder::start(Arc::new(keepers), clock, id, (wanted, recorded), ())
     }
 
-    /// The same among other holders of this process. `id` is nobody else's.
-    pub fn among(keepers: Arc<Keepers<C>>, clock: Clock, id: ClaimId, wanted: Wanted) -> Holder<C> {
-        Holder::start(keepers, clock, id, (wanted, None))
+    /// The same among other holders of this process. `id` is nobody else's. `turn` is dropped when
+    /// its keepers have ended, so that whoever waits for it finds none of their calls under way.
+    pub fn among(
+        keepers: Arc<Keepers<C>>,
+        clock: Clock,
+        id: ClaimId,
+        wanted: Wanted,
+        turn: impl Send + 'static,
+    ) -> Holder<C> {
+        Holder::start(keepers, clock, id, (wanted, None), turn)
     }
 
     fn start(
@@ -116,10 +129,11 @@ impl<C: Consul> Holder<C> {
         clock: Clock,
         id: ClaimId,
         (wanted, recorded): (Wanted, Option<Recorded>),
+        turn: impl Send + 'static,
     ) -> Holder<C> {
-        keepers.set(&id, wanted, recorded);
+        keepers.set_until(&id, wanted, recorded, turn);
         let follower = keepers.follow(&id).expect("its keepers were started just now");
-        Holder { keepers, id, follower, clock }
+        Holder { keepers, id, watched: Watched { follower, clock } }
     }
 
     /// What is wanted has changed, but for the key.
@@ -135,7 +149,12 @@ impl<C: Consul> Holder<C> {
 
     /// What its keepers know.
     pub fn view(&self) -> KeeperView {
-        self.follower.view()
+        self.watched.follower.view()
+    }
+
+    /// For others to look at it.
+    pub fn watch(&self) -> Watched {
+        self.watched.clone()
     }
 
     /// Waits for the lock. `once`: not for a Consul that does not answer. Cancel-safe.
@@ -169,7 +188,7 @@ impl<C: Consul> Holder<C> {
     pub async fn release(&mut self) -> StopState {
         self.keepers.stop(&self.id);
         loop {
-            match self.follower.stopped() {
+            match self.watched.follower.stopped() {
                 StopState::Running | StopState::Stopping => {
                     if self.changed().await.is_err() {
                         return StopState::Abandoned;
@@ -183,15 +202,32 @@ impl<C: Consul> Holder<C> {
 
 impl<C: Consul> Hold for Holder<C> {
     fn tenure(&self) -> Option<Tenure> {
+        self.watched.tenure()
+    }
+
+    async fn changed(&mut self) -> Result<(), Broken> {
+        tokio::select! {
+            changed = self.watched.changed() => changed,
+            () = self.keepers.panicked() => Err(Broken),
+        }
+    }
+}
+
+impl Hold for Watched {
+    fn tenure(&self) -> Option<Tenure> {
         let view = self.follower.view();
         let token = view.token(self.clock.now())?;
         Some(Tenure { token, session: view.session.id?, valid_until: view.session.valid_until? })
     }
 
     async fn changed(&mut self) -> Result<(), Broken> {
-        tokio::select! {
-            () = self.follower.changed() => Ok(()),
-            () = self.keepers.panicked() => Err(Broken),
-        }
+        self.follower.changed().await;
+        Ok(())
     }
+}
+
+/// This machine's name. One that is not told is not needed either: session names are unique.
+pub fn this_host() -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(told.trim()).filter(|host| !host.is_empty()).unwrap_or("localhost").to_owned()
 }

@@ -26,9 +26,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("agent", &["api", "clock", "consul", "holder", "keeper", "lock", "names", "telemetry"]),
     // What it says of a holder or of a right is what the controller would say.
     ("kubectl", &["api", "clock", "consul", "controller", "election", "keeper", "lock", "names"]),
+    ("locks", &["api", "clock", "consul", "holder", "keeper", "lock", "names", "telemetry"]),
     (
         "cli",
-        &["agent", "api", "clock", "consul", "keeper", "kubectl", "names", "replicas", "telemetry"],
+        &[
+            "agent",
+            "api",
+            "clock",
+            "consul",
+            "holder",
+            "keeper",
+            "kubectl",
+            "names",
+            "replicas",
+            "telemetry",
+        ],
     ),
 ];
 
@@ -114,6 +126,70 @@ fn controller_and_agent_never_meet_and_only_main_uses_cli() {
     assert_eq!(check(Path::new("controller/mod.rs"), "use crate::agent::x;").len(), 1);
     assert_eq!(check(Path::new("controller/mod.rs"), "use crate::cli::x;").len(), 1);
     assert_eq!(check(Path::new("main.rs"), "use consul_lock::cli;"), []);
+}
+
+/// What the crate shows to others: nothing else of it is meant for them. Who adds to it promises it.
+const FACE: &[&str] = &[
+    "AcquireError",
+    "CloseError",
+    "ConnectError",
+    "Connection",
+    "FencingToken",
+    "Held",
+    "Instant",
+    "Key",
+    "KeyError",
+    "LockDelay",
+    "Locks",
+    "Name",
+    "Prefix",
+    "ReleaseError",
+    "Settings",
+    "SettingsError",
+    "Ttl",
+];
+
+#[test]
+fn crate_shows_its_face_and_nothing_else() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
+    let code = without_comments(&std::fs::read_to_string(root).unwrap());
+    assert_eq!(shown(&code), FACE, "the module `locks`, or #[doc(hidden)], is for everything else");
+}
+
+#[test]
+fn what_is_shown_is_found_however_it_is_written() {
+    let hidden = "#[doc(hidden)]\npub mod a;\nmod b;\npub(crate) mod c;\n";
+    assert_eq!(shown(hidden), Vec::<String>::new());
+    assert_eq!(shown("pub mod a;"), ["a"]);
+    assert_eq!(shown("pub fn f() {}\n#[doc(hidden)]\npub use a::B;"), ["f"]);
+    assert_eq!(
+        shown("#[doc(inline)]\npub use a::{\n    B, b::C,\n};\npub use d::D;"),
+        ["B", "C", "D"]
+    );
+}
+
+/// The names that a crate's root makes public and does not hide, sorted.
+fn shown(code: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut hidden = false;
+    for item in code.split_inclusive([';', '}']) {
+        let (attributes, item) = item.split_at(item.find("pub ").unwrap_or(item.len()));
+        hidden |= attributes.contains("#[doc(hidden)]");
+        let Some(item) = item.strip_prefix("pub ") else {
+            hidden &= !attributes.contains([';', '}']);
+            continue;
+        };
+        if !std::mem::take(&mut hidden) {
+            let item = item.trim_end_matches([';', '}']);
+            let (kind, rest) = item.split_once(' ').unwrap_or((item, ""));
+            let rest = if kind == "use" { rest.rsplit('{').next().unwrap_or(rest) } else { rest };
+            let parts = rest.split(',').map(str::trim).filter(|part| !part.is_empty());
+            let last = |part: &str| part.rsplit("::").next().unwrap_or(part).to_owned();
+            names.extend(parts.map(|part| identifier(&last(part)).to_owned()));
+        }
+    }
+    names.sort();
+    names
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {

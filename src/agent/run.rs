@@ -187,6 +187,7 @@ impl RunSettings {
                 // Ours to see to: the command has to be stopped before.
                 max_hold: None,
                 give_way: None,
+                single: false,
             },
             payload: Payload {
                 holder,

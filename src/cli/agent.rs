@@ -9,11 +9,12 @@ use super::{
     CliError, ClusterName, Name,
     consul::ConsulFlags,
     key_prefix,
-    lock::{LockFlags, LogFlags, SECOND, between, host, name},
+    lock::{LockFlags, LogFlags, SECOND, between, name},
 };
 use crate::{
     agent::{AgentSettings, AppSettings, ClaimSettings, Notice, NoticeError, PodSettings},
     consul::http::HttpConfig,
+    holder::this_host,
     names::{Key, NodeName},
     telemetry::logs::{Filter, Format},
 };
@@ -193,7 +194,7 @@ impl RawAgent {
                 .name
                 .or_else(|| pod.as_ref().map(|pod| pod.name.clone()))
                 .unwrap_or_else(|| "agent".to_owned()),
-            host: host(),
+            host: this_host(),
             pod,
             cluster: self.cluster_name.map(|name| name.as_str().to_owned()),
             node: self.node.map(NodeName::new),

@@ -91,12 +91,6 @@ impl From<LockFlags> for LockSettings {
     }
 }
 
-/// This machine's name. One that is not told is not needed either: session names are unique.
-pub(super) fn host() -> String {
-    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(told.trim()).filter(|host| !host.is_empty()).unwrap_or("localhost").to_owned()
-}
-
 pub(super) fn is_in_names(c: char) -> bool {
     c.is_ascii_alphanumeric() || "._-".contains(c)
 }

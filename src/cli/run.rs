@@ -11,11 +11,12 @@ use clap::{ArgMatches, Args};
 use super::{
     CliError, boolean,
     consul::ConsulFlags,
-    lock::{LockFlags, LogFlags, SECOND, between, host, is_in_names, long, name},
+    lock::{LockFlags, LogFlags, SECOND, between, is_in_names, long, name},
 };
 use crate::{
     agent::{Notice, NoticeError, Outer, RunSettings},
     consul::http::HttpConfig,
+    holder::this_host,
     names::{Key, NodeName, SessionId},
     telemetry::logs::{Filter, Format},
 };
@@ -144,7 +145,7 @@ impl RawRun {
         let program = self.command.first().map(OsString::as_os_str).unwrap_or_default();
         let settings = RunSettings {
             name: self.name.unwrap_or_else(|| name_of(program)),
-            host: host(),
+            host: this_host(),
             key: self.key,
             node: NodeName::new(self.node),
             lock: self.lock.into(),

@@ -350,6 +350,7 @@ fn wanted(claim: &ConsulLock, judged: &Judged, course: &Course, config: &Config)
                 .max_hold
                 .filter(|_| settings.candidates.is_none() || course.max_hold_is_over),
             give_way: course.give_way,
+            single: false,
         },
         payload: payload(claim, &settings.value, config),
         stance: course.stance.clone()?,

@@ -1,4 +1,4 @@
-//! The keeper of one claim: a session keeper and a lock keeper in one task.
+//! The keeper of one claim: a lock keeper and, of its own or shared, a session in one task.
 //!
 //! # Guarantees
 //! Whatever happens at one instant, the end of *valid until* is looked at first. On a clean stop
@@ -11,8 +11,8 @@ use tokio::sync::watch as channel;
 use super::{
     KeeperView, Recorded, Stance, StopState, Wanted,
     lock::{LockKeeper, LockSettings},
-    session::SessionKeeper,
     shared::{Answers, Shared},
+    validity::Validity,
     watch::Watches,
 };
 use crate::{
@@ -40,12 +40,12 @@ pub(super) struct Shown {
     pub(super) stop: StopState,
 }
 
-pub(super) struct ClaimKeeper<C> {
+pub(super) struct ClaimKeeper<C, V> {
     shared: Arc<Shared<C>>,
     answers: Answers,
     commands: channel::Receiver<Command>,
     command: Command,
-    session: SessionKeeper<C>,
+    session: V,
     lock: LockKeeper<C>,
     /// The session state that the lock keeper knows of.
     told: Option<Session>,
@@ -55,25 +55,19 @@ pub(super) struct ClaimKeeper<C> {
     wake: Box<dyn Fn() + Send>,
 }
 
-impl<C: Consul> ClaimKeeper<C> {
-    /// A keeper that starts when it is [run](ClaimKeeper::run). `wake` is called when what it shows
-    /// changed in more than *valid until*.
+impl<C: Consul, V: Validity> ClaimKeeper<C, V> {
+    /// A keeper that starts when it is [run](ClaimKeeper::run). `session` and the word that its
+    /// calls leave; `wake` is called when what it shows changed in more than *valid until*.
     pub(super) fn new(
         shared: &Arc<Shared<C>>,
         watches: &Watches<C>,
         mut commands: channel::Receiver<Command>,
         recorded: Option<Recorded>,
+        (session, answers): (V, Answers),
         wake: Box<dyn Fn() + Send>,
-    ) -> ClaimKeeper<C> {
+    ) -> ClaimKeeper<C, V> {
         let command = commands.borrow_and_update().clone();
         let wanted = &command.wanted;
-        let answers = Answers::default();
-        let session = SessionKeeper::new(
-            Arc::clone(shared),
-            answers.clone(),
-            wanted.session.clone(),
-            recorded.as_ref().map(|one| one.session.clone()).or(wanted.session.lent.clone()),
-        );
         let lock = LockKeeper::new(
             Arc::clone(shared),
             answers.clone(),
@@ -180,11 +174,13 @@ impl<C: Consul> ClaimKeeper<C> {
         if !self.lock.wants_session() && self.session.state() == Session::Absent {
             return StopState::Clean;
         }
-        let ttl = self.command.wanted.session.ttl;
-        let give_up = *self
-            .give_up
-            .get_or_insert_with(|| self.session.gone_by().unwrap_or_else(|| now + ttl * 2));
-        if now >= give_up { StopState::Abandoned } else { StopState::Stopping }
+        if self.give_up.is_none() {
+            self.give_up = self.session.give_up(now);
+        }
+        match self.give_up {
+            Some(end) if now >= end => StopState::Abandoned,
+            _ => StopState::Stopping,
+        }
     }
 
     fn expire(&mut self) {

@@ -13,7 +13,7 @@ use super::{
     SeenHolder,
     retry::Backoff,
     shared::{Answers, Shared},
-    watch::{Feed, Sighting},
+    watch::{Lookout, Sighting},
 };
 use crate::{
     clock::Instant,
@@ -58,7 +58,7 @@ pub(super) struct LockKeeper<C> {
     /// The tenure that ended last.
     last: Option<FencingToken>,
     machine: Lock,
-    feed: Feed,
+    lookout: Lookout,
     session: Option<SessionId>,
     /// The lock-delay of our session, if it is known.
     sessions_delay: Option<Duration>,
@@ -99,6 +99,7 @@ impl From<&AcquireSettings> for Settings {
             try_once: acquire.try_once,
             max_hold: acquire.max_hold,
             give_way: acquire.give_way,
+            single: acquire.single,
         }
     }
 }
@@ -109,7 +110,7 @@ impl<C: Consul> LockKeeper<C> {
         shared: Arc<Shared<C>>,
         answers: Answers,
         settings: LockSettings,
-        feed: Feed,
+        lookout: Lookout,
         recorded: Option<&Recorded>,
     ) -> LockKeeper<C> {
         let now = shared.clock.now();
@@ -144,7 +145,7 @@ impl<C: Consul> LockKeeper<C> {
             recorded: None,
             last: None,
             machine,
-            feed,
+            lookout,
             session: recorded.map(|recorded| recorded.session.clone()),
             sessions_delay: None,
             sighted: None,
@@ -289,7 +290,7 @@ impl<C: Consul> LockKeeper<C> {
                 self.call = None;
                 self.take_in(answer)
             }
-            Ok(()) = self.feed.changed() => {
+            Ok(()) = self.lookout.feed.changed() => {
                 self.look_again();
                 None
             }
@@ -317,7 +318,7 @@ impl<C: Consul> LockKeeper<C> {
 
     /// Takes in the watch's newest sighting, in the light of our present session.
     pub(super) fn look_again(&mut self) {
-        self.sighted = self.feed.borrow_and_update().clone();
+        self.sighted = self.lookout.feed.borrow_and_update().clone();
         if let Some(following) = &mut self.following {
             following.look();
         }
@@ -490,7 +491,10 @@ impl<C: Consul> LockKeeper<C> {
                 None => refused(&txn),
             }),
             Answer::Released(txn) => self.on(match written_index(&txn) {
-                Some(index) => Event::Released(Some(index)),
+                Some(index) => {
+                    self.lookout.freed(self.sighted.as_ref().map_or(0, |seen| seen.epoch), index);
+                    Event::Released(Some(index))
+                }
                 None => refused(&txn),
             }),
         }

@@ -2,7 +2,8 @@
 //!
 //! A *session keeper* creates, renews and destroys one session; a *lock keeper* acquires, watches
 //! and releases one key under it; a *prefix watch* observes all keys under one prefix for every
-//! lock keeper at once. [`Keepers`] joins them, one pair per claim.
+//! lock keeper at once. [`Keepers`] joins them, one pair per claim, or one session for all
+//! ([`Keepers::sharing`]).
 //!
 //! # Guarantees
 //! [`KeeperView::token`] answers with a token only between Consul's confirmation and *valid until*.
@@ -38,6 +39,7 @@ use crate::{
 };
 
 mod claim;
+mod joint;
 mod lock;
 mod payload;
 mod retry;
@@ -47,6 +49,7 @@ mod shared;
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod validity;
 mod view;
 mod vigil;
 mod watch;
@@ -54,9 +57,12 @@ mod watch;
 pub(crate) mod wire;
 
 use claim::{ClaimKeeper, Command, Shown};
+use joint::Joint;
 pub use payload::{Payload, PodIdentity};
+use session::SessionKeeper;
 pub use shared::Jitter;
-use shared::{Shared, lock};
+use shared::{Answers, Shared, lock};
+use validity::Validity;
 pub use view::*;
 pub use vigil::{Bequest, LIMIT, Vigil};
 use watch::Watches;
@@ -165,6 +171,8 @@ pub struct AcquireSettings {
     pub max_hold: Option<Duration>,
     /// Release the tenure of this token, and let others have the key first.
     pub give_way: Option<FencingToken>,
+    /// Contend for one tenure: after its end stand by.
+    pub single: bool,
 }
 
 /// What an earlier controller recorded of a claim, for a new one to go on with.
@@ -204,13 +212,15 @@ pub enum StopState {
 pub struct Keepers<C> {
     shared: Arc<Shared<C>>,
     watches: Watches<C>,
+    /// The session of all claims, where they share one.
+    joint: Option<Joint>,
     wake: mpsc::UnboundedSender<ClaimId>,
     claims: Mutex<BTreeMap<ClaimId, Claim>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
 /// Follows the keepers of one claim. Unlike a wake it also tells of renewals.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Follower(channel::Receiver<Shown>);
 
 /// One claim's entry.
@@ -233,6 +243,7 @@ impl<C: Consul> Keepers<C> {
         Keepers {
             watches: Watches::new(Arc::clone(&shared)),
             shared,
+            joint: None,
             wake,
             claims: Mutex::default(),
             tasks: Mutex::default(),
@@ -245,9 +256,53 @@ impl<C: Consul> Keepers<C> {
         *lock(&self.shared.notice) = notice;
     }
 
+    /// The same, with one session for all claims, whatever session each wants, and with a standing
+    /// watch of everything under `prefix`. Must be called within a tokio runtime.
+    ///
+    /// The claims share its fate. Keys under the prefix are acquired with one call as long as they
+    /// are as they were last seen. Two claims to one key would hold it both, for Consul tells
+    /// sessions apart and not claims.
+    #[must_use]
+    pub fn sharing(mut self, session: SessionSettings, prefix: &Arc<str>) -> Keepers<C> {
+        let (joint, task) = Joint::new(Arc::clone(&self.shared), session);
+        lock(&self.tasks).spawn(task);
+        self.joint = Some(joint);
+        self.watches.stand(prefix);
+        self
+    }
+
+    /// Gives up every claim's key and then ends a shared session. Returns whether Consul confirmed
+    /// all of it; it is not waited for longer than Consul needs to end the session by itself.
+    pub async fn close(&self) -> bool {
+        let claims: Vec<_> = lock(&self.claims).keys().cloned().collect();
+        for id in &claims {
+            self.stop(id);
+        }
+        let Some(joint) = &self.joint else { return true };
+        joint.close();
+        let clock = &self.shared.clock;
+        let gone_by = joint.gone_by().unwrap_or_else(|| clock.now() + joint.settings().ttl * 2);
+        clock.timeout(gone_by.since(clock.now()), joint.closed()).await.is_ok()
+    }
+
     /// Starts the claim's keepers, or tells them what is wanted now. `recorded` counts only when
     /// they start. Must be called within a tokio runtime.
     pub fn set(&self, id: &ClaimId, wanted: Wanted, recorded: Option<Recorded>) {
+        self.set_until(id, wanted, recorded, ());
+    }
+
+    /// The same; `until` is dropped when keepers that were started now have ended, and nothing that
+    /// they sent can be carried out any more unless Consul never confirmed it.
+    pub fn set_until(
+        &self,
+        id: &ClaimId,
+        mut wanted: Wanted,
+        recorded: Option<Recorded>,
+        until: impl Send + 'static,
+    ) {
+        if let Some(joint) = &self.joint {
+            wanted.session = joint.settings().clone();
+        }
         let mut claims = lock(&self.claims);
         let command = Command { wanted, stop: false };
         if let Some(claim) = claims.get(id) {
@@ -261,6 +316,32 @@ impl<C: Consul> Keepers<C> {
             });
             return;
         }
+        let answers = Answers::default();
+        let shown = match &self.joint {
+            Some(joint) => {
+                let share = joint.share(answers.clone());
+                self.start(id, command, recorded, (share, answers), until)
+            }
+            None => {
+                let session = &command.wanted.session;
+                let known = recorded.as_ref().map(|recorded| recorded.session.clone());
+                let known = known.or_else(|| session.lent.clone());
+                let shared = Arc::clone(&self.shared);
+                let session = SessionKeeper::new(shared, answers.clone(), session.clone(), known);
+                self.start(id, command, recorded, (session, answers), until)
+            }
+        };
+        claims.insert(id.clone(), shown);
+    }
+
+    fn start<V: Validity + 'static>(
+        &self,
+        id: &ClaimId,
+        command: Command,
+        recorded: Option<Recorded>,
+        session: (V, Answers),
+        until: impl Send + 'static,
+    ) -> Claim {
         let (commands, received) = channel::channel(command);
         let wake = (self.wake.clone(), id.clone());
         let keeper = ClaimKeeper::new(
@@ -268,13 +349,18 @@ impl<C: Consul> Keepers<C> {
             &self.watches,
             received,
             recorded,
+            session,
             // Nobody listens any more when the process stops leading.
             Box::new(move || drop(wake.0.send(wake.1.clone()))),
         );
-        claims.insert(id.clone(), Claim { commands, shown: keeper.shown() });
+        let claim = Claim { commands, shown: keeper.shown() };
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(keeper.run());
+        tasks.spawn(async move {
+            keeper.run().await;
+            drop(until);
+        });
+        claim
     }
 
     /// What the claim's keepers know; `None` if it has none.
@@ -300,7 +386,7 @@ impl<C: Consul> Keepers<C> {
         lock(&self.claims).get(id).map(|claim| claim.shown.borrow().stop)
     }
 
-    /// Forgets keepers that have stopped.
+    /// Forgets keepers. Those that have been told to stop do so nevertheless.
     pub fn forget(&self, id: &ClaimId) {
         lock(&self.claims).remove(id);
     }
@@ -328,7 +414,7 @@ impl<C: Consul> Keepers<C> {
 
     /// Returns when a keeper has panicked: this process should not go on.
     pub async fn panicked(&self) {
-        self.shared.panicked.notified().await;
+        self.shared.panicked.cancelled().await;
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     SessionHealth, SessionSettings, SessionView,
     retry::Backoff,
     shared::{Answers, Shared, lock},
+    validity::Validity,
 };
 use crate::{
     clock::Instant,
@@ -93,117 +94,10 @@ impl<C: Consul> SessionKeeper<C> {
         keeper
     }
 
-    pub(super) fn state(&self) -> Session {
-        self.state
-    }
-
-    /// The session's id, once one is known.
-    pub(super) fn id(&self) -> Option<&SessionId> {
-        self.id.as_ref()
-    }
-
-    pub(super) fn settings(&self) -> &SessionSettings {
-        &self.settings
-    }
-
-    /// The session's lock-delay, if it is known.
-    pub(super) fn lock_delay(&self) -> Option<Duration> {
-        self.created.then_some(self.settings.lock_delay)
-    }
-
-    /// Settings for the next session. Of no effect on one that exists.
-    pub(super) fn set_settings(&mut self, settings: SessionSettings) {
-        self.settings = settings;
-    }
-
     /// The instant by which Consul has surely ended the session if nobody renews it any more: in
     /// practice 2×TTL after the last renewal it can have seen.
     pub(super) fn gone_by(&self) -> Option<Instant> {
         self.renewed.map(|sent| sent + self.ttl * 2)
-    }
-
-    /// Creates a session if there is none and one is due.
-    pub(super) fn want(&mut self, now: Instant) {
-        if self.state == Session::Absent && now >= self.due {
-            self.on(Event::CreationDue);
-        }
-    }
-
-    /// Ends the session, once that can be: a creation under way is waited for. No key may be held
-    /// under it.
-    pub(super) fn end(&mut self) {
-        if !matches!(self.state, Session::Absent | Session::Creating | Session::Seeking) {
-            self.on(Event::EndWanted);
-        }
-    }
-
-    /// Consul said elsewhere that it does not know the session `id`.
-    pub(super) fn suspect(&mut self, id: &SessionId) {
-        let alive = matches!(self.state, Session::Live { .. } | Session::Adopting);
-        if alive && self.id.as_ref() == Some(id) {
-            self.on(Event::Missing);
-        }
-    }
-
-    /// Must be called before anything else that happened by `now` is looked at.
-    pub(super) fn expire(&mut self, now: Instant) {
-        if self.state.valid_until().is_some_and(|end| now >= end) {
-            self.on(Event::ValidUntilPassed);
-        }
-    }
-
-    /// When time alone changes something; `creating`: a session is wanted.
-    pub(super) fn next_due(&self, wanted: bool) -> Option<Instant> {
-        match self.state {
-            Session::Absent => wanted.then_some(self.due),
-            Session::Adopting if self.call.is_none() => Some(self.due),
-            Session::Live { valid_until, .. } if self.call.is_none() => {
-                Some(self.due.min(valid_until))
-            }
-            state => state.valid_until(),
-        }
-    }
-
-    /// Sends a renewal if one is due.
-    pub(super) fn tick(&mut self, now: Instant) {
-        let renews = matches!(self.state, Session::Live { .. } | Session::Adopting);
-        if renews && self.call.is_none() && now >= self.due {
-            self.perform(Effect::Renew);
-        }
-    }
-
-    /// Waits for the answer to the call under way, for ever if there is none, and takes it in.
-    /// Cancel-safe: the call stays under way.
-    pub(super) async fn advance(&mut self) {
-        let answer = match &mut self.call {
-            Some(call) => call.await,
-            None => std::future::pending().await,
-        };
-        self.call = None;
-        self.take_in(answer);
-    }
-
-    /// What is shown of it.
-    pub(super) fn view(&self) -> SessionView {
-        let health = match self.state {
-            Session::Live { jeopardy: false, .. } => SessionHealth::Healthy,
-            Session::Live { jeopardy: true, .. } | Session::Confirming { .. } => {
-                SessionHealth::Jeopardy
-            }
-            Session::Lost(_) => SessionHealth::Lost,
-            Session::Absent
-            | Session::Creating
-            | Session::Seeking
-            | Session::Adopting
-            | Session::Ending => SessionHealth::Absent,
-        };
-        SessionView {
-            health,
-            id: self.id.clone(),
-            node: self.settings.node.clone(),
-            ttl: self.ttl,
-            valid_until: self.state.valid_until(),
-        }
     }
 
     fn take_in(&mut self, answer: Answer) {
@@ -355,6 +249,106 @@ impl<C: Consul> SessionKeeper<C> {
             }
             Effect::Destroy => destroy(shared, answers, id).boxed(),
         });
+    }
+}
+
+impl<C: Consul> Validity for SessionKeeper<C> {
+    fn state(&self) -> Session {
+        self.state
+    }
+
+    fn id(&self) -> Option<&SessionId> {
+        self.id.as_ref()
+    }
+
+    fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
+    fn lock_delay(&self) -> Option<Duration> {
+        self.created.then_some(self.settings.lock_delay)
+    }
+
+    fn set_settings(&mut self, settings: SessionSettings) {
+        self.settings = settings;
+    }
+
+    fn give_up(&self, now: Instant) -> Option<Instant> {
+        Some(self.gone_by().unwrap_or_else(|| now + self.settings.ttl * 2))
+    }
+
+    fn want(&mut self, now: Instant) {
+        if self.state == Session::Absent && now >= self.due {
+            self.on(Event::CreationDue);
+        }
+    }
+
+    fn end(&mut self) {
+        if !matches!(self.state, Session::Absent | Session::Creating | Session::Seeking) {
+            self.on(Event::EndWanted);
+        }
+    }
+
+    fn suspect(&mut self, id: &SessionId) {
+        let alive = matches!(self.state, Session::Live { .. } | Session::Adopting);
+        if alive && self.id.as_ref() == Some(id) {
+            self.on(Event::Missing);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.state.valid_until().is_some_and(|end| now >= end) {
+            self.on(Event::ValidUntilPassed);
+        }
+    }
+
+    fn next_due(&self, wanted: bool) -> Option<Instant> {
+        match self.state {
+            Session::Absent => wanted.then_some(self.due),
+            Session::Adopting if self.call.is_none() => Some(self.due),
+            Session::Live { valid_until, .. } if self.call.is_none() => {
+                Some(self.due.min(valid_until))
+            }
+            state => state.valid_until(),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let renews = matches!(self.state, Session::Live { .. } | Session::Adopting);
+        if renews && self.call.is_none() && now >= self.due {
+            self.perform(Effect::Renew);
+        }
+    }
+
+    async fn advance(&mut self) {
+        let answer = match &mut self.call {
+            Some(call) => call.await,
+            None => std::future::pending().await,
+        };
+        self.call = None;
+        self.take_in(answer);
+    }
+
+    fn view(&self) -> SessionView {
+        let health = match self.state {
+            Session::Live { jeopardy: false, .. } => SessionHealth::Healthy,
+            Session::Live { jeopardy: true, .. } | Session::Confirming { .. } => {
+                SessionHealth::Jeopardy
+            }
+            Session::Lost(_) => SessionHealth::Lost,
+            Session::Absent
+            | Session::Creating
+            | Session::Seeking
+            | Session::Adopting
+            | Session::Ending => SessionHealth::Absent,
+        };
+        SessionView {
+            health,
+            id: self.id.clone(),
+            node: self.settings.node.clone(),
+            ttl: self.ttl,
+            valid_until: self.state.valid_until(),
+        }
     }
 }
 

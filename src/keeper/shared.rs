@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::Trouble;
 use crate::{
@@ -27,8 +28,8 @@ pub(super) struct Shared<C> {
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
-    /// Rung by a task that panics.
-    pub(super) panicked: Notify,
+    /// Cancelled by a task that panics.
+    pub(super) panicked: CancellationToken,
     /// So long before *valid until* whoever holds something has to begin to stop.
     pub(super) notice: Mutex<Duration>,
     nodes: Mutex<HashMap<NodeName, Arc<Node>>>,
@@ -61,7 +62,7 @@ impl<C: Consul> Shared<C> {
             clock,
             metrics,
             jitter,
-            panicked: Notify::new(),
+            panicked: CancellationToken::new(),
             notice: Mutex::default(),
             nodes: Mutex::default(),
         })
@@ -116,7 +117,7 @@ pub(super) struct Alarm<C>(Arc<Shared<C>>);
 impl<C> Drop for Alarm<C> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.panicked.notify_one();
+            self.0.panicked.cancel();
         }
     }
 }

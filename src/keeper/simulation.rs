@@ -21,12 +21,15 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::{sync::watch as channel, task::AbortHandle};
 
 use super::{
     claim::{ClaimKeeper, Command, Shown},
-    shared::{Shared, lock},
+    joint::Joint,
+    session::SessionKeeper,
+    shared::{Answers, Shared, lock},
     watch::Watches,
     wire::{Underway, Wire, Wired},
     *,
@@ -65,6 +68,8 @@ struct Network {
     underway: Underway,
     /// What Consul makes of the TTL asked for: 1.0, but where *valid until* is to be wrong.
     ttl_factor: f64,
+    /// Whether the session is one that locks share.
+    joint: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -136,7 +141,7 @@ impl Network {
 
 /// A process that can be stopped in its tracks: while frozen it is not polled, while time and
 /// Consul go on.
-struct Freezable<F> {
+struct Freezable<F: ?Sized> {
     inner: Pin<Box<F>>,
     ice: Rc<RefCell<Ice>>,
 }
@@ -147,7 +152,7 @@ struct Ice {
     waker: Option<Waker>,
 }
 
-impl<F: Future<Output = ()>> Future for Freezable<F> {
+impl<F: Future<Output = ()> + ?Sized> Future for Freezable<F> {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         {
@@ -227,11 +232,25 @@ impl Contender {
             channel::channel(Command { wanted: wanted.clone(), stop: false });
         let seen = Arc::clone(world);
         let wake = Box::new(move || lock(&seen).check(clock.now()));
-        let keeper = ClaimKeeper::new(&shared, &watches, received, recorded, wake);
-        let shown = keeper.shown();
+        let (answers, session) = (Answers::default(), wanted.session.clone());
+        let (inner, shown): (Pin<Box<dyn Future<Output = ()>>>, _) = if way.wire.joint {
+            // Whoever shares a session does not adopt.
+            let (joint, task) = Joint::new(Arc::clone(&shared), session);
+            let session = (joint.share(answers.clone()), answers);
+            let keeper = ClaimKeeper::new(&shared, &watches, received, None, session, wake);
+            let shown = keeper.shown();
+            (Box::pin(futures::future::join(keeper.run(), task).map(|((), ())| ())), shown)
+        } else {
+            let known = recorded.as_ref().map(|recorded| recorded.session.clone());
+            let session = SessionKeeper::new(Arc::clone(&shared), answers.clone(), session, known);
+            let session = (session, answers);
+            let keeper = ClaimKeeper::new(&shared, &watches, received, recorded, session, wake);
+            let shown = keeper.shown();
+            (Box::pin(keeper.run()), shown)
+        };
         lock(world).shown[who] = Some(shown.clone());
         let ice = Rc::new(RefCell::new(Ice::default()));
-        let process = Freezable { inner: Box::pin(keeper.run()), ice: Rc::clone(&ice) };
+        let process = Freezable { inner, ice: Rc::clone(&ice) };
         let task = tokio::task::spawn_local(process).abort_handle();
         let way = way.clone();
         Contender { who, way, wanted, commands, shown, ice, task, _watches: watches }
@@ -338,9 +357,11 @@ struct Kind {
     ttl_factor: f64,
     /// Whether there is an operator.
     meddling: bool,
+    /// Whether sessions are such as locks share.
+    joint: bool,
 }
 
-const FAULTS: Kind = Kind { ttl_factor: 1.0, meddling: false };
+const FAULTS: Kind = Kind { ttl_factor: 1.0, meddling: false, joint: false };
 
 /// One run.
 fn run(seed: u64, kind: Kind) -> Outcome {
@@ -369,6 +390,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
                 faults: Arc::default(),
                 underway: Underway::default(),
                 ttl_factor: kind.ttl_factor,
+                joint: kind.joint,
             };
             let way = Wired { consul: consul.clone(), wire: network };
             Contender::start(who, &way, wanted(who, &random), None, &world)
@@ -504,6 +526,17 @@ fn never_do_two_contenders_rely_on_one_key_and_somebody_holds_it_in_the_end() {
     let bad =
         search(0..10_000, FAULTS, |outcome| outcome.broken.is_some() || !outcome.held_in_the_end);
     assert!(bad.is_empty(), "{} seeds fail; the first: {:#?}", bad.len(), &bad[..bad.len().min(3)]);
+}
+
+#[test]
+fn the_same_is_so_of_sessions_that_locks_share() {
+    let kind = Kind { joint: true, ..FAULTS };
+    let bad =
+        search(0..2_000, kind, |outcome| outcome.broken.is_some() || !outcome.held_in_the_end);
+    assert!(bad.is_empty(), "{} seeds fail; the first: {:#?}", bad.len(), &bad[..bad.len().min(3)]);
+    let early = Kind { ttl_factor: 0.1, ..kind };
+    let caught = search(0..100, early, |outcome| outcome.broken.is_some());
+    assert!(!caught.is_empty(), "the invariant holds without the safety it is meant to check");
 }
 
 #[test]

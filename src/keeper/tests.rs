@@ -23,6 +23,7 @@ mod following;
 mod handing_over;
 mod holding;
 mod records;
+mod sharing;
 mod vigil;
 mod waiting;
 

@@ -29,6 +29,7 @@ use crate::{
     consul::{
         Blocking, Class, Consistency, Consul, ConsulError, KvPair, Listing, Operation, Reading,
     },
+    lock::LOCK_FLAGS,
     names::Key,
 };
 
@@ -56,6 +57,13 @@ pub(super) struct Sighting {
 /// The newest sighting of one key; `None` before the first.
 pub(super) type Feed = watch::Receiver<Option<Sighting>>;
 
+/// A key's feed, and where to leave word of what we did to the key ourselves.
+pub(super) struct Lookout {
+    pub(super) feed: Feed,
+    key: Key,
+    prefix: Arc<Mutex<Prefix>>,
+}
+
 /// All prefix watches of a process. Dropping it ends them.
 pub(super) struct Watches<C> {
     shared: Arc<Shared<C>>,
@@ -65,11 +73,15 @@ pub(super) struct Watches<C> {
 
 /// What is known of one prefix, and who wants to know.
 #[derive(Default)]
-struct Prefix {
+pub(super) struct Prefix {
+    /// It is watched whether anybody wants to know or not.
+    stands: bool,
     epoch: u64,
     /// The index of the newest listing; `None` before the first.
     index: Option<u64>,
     pairs: HashMap<String, Arc<KvPair>>,
+    /// Of these, what no listing can show yet: a write of ours is newer than the newest of them.
+    ahead: HashMap<String, Arc<KvPair>>,
     feeds: HashMap<Key, Listeners>,
     /// Polls that failed in a row.
     failures: u32,
@@ -90,21 +102,48 @@ impl<C: Consul> Watches<C> {
 
     /// Sightings of `key`, from the watch of `prefix`, which is started if need be and ends when
     /// its last feed is dropped. Failures of the watch go to `answers`.
-    pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key, answers: &Answers) -> Feed {
+    pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key, answers: &Answers) -> Lookout {
         let mut by_prefix = lock(&self.by_prefix);
-        // Found and joined under one lock: its poll ends for good when it finds nobody listening.
-        let joined = by_prefix.get(prefix).and_then(|known| lock(known).join(key, answers));
-        if let Some(feed) = joined {
-            return feed;
+        let lookout = |feed, prefix| Lookout { feed, key: key.clone(), prefix };
+        if let Some(known) = by_prefix.get(prefix) {
+            // Found and joined under one lock: its poll ends for good when it finds nobody
+            // listening.
+            let joined = lock(known).join(key, answers);
+            if let Some(feed) = joined {
+                return lookout(feed, Arc::clone(known));
+            }
         }
         let state = Arc::new(Mutex::new(Prefix::default()));
         // Subscribed before the poll starts, for the same reason.
         let feed = lock(&state).subscribe(key, answers);
-        by_prefix.insert(Arc::clone(prefix), Arc::clone(&state));
+        self.start(&mut by_prefix, prefix, &state);
+        lookout(feed, state)
+    }
+
+    /// From now on the prefix is watched whether anybody wants to know or not.
+    pub(super) fn stand(&self, prefix: &Arc<str>) {
+        let state = Arc::new(Mutex::new(Prefix { stands: true, ..Prefix::default() }));
+        self.start(&mut lock(&self.by_prefix), prefix, &state);
+    }
+
+    fn start(
+        &self,
+        by_prefix: &mut HashMap<Arc<str>, Arc<Mutex<Prefix>>>,
+        prefix: &Arc<str>,
+        state: &Arc<Mutex<Prefix>>,
+    ) {
+        by_prefix.insert(Arc::clone(prefix), Arc::clone(state));
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), state));
-        feed
+        tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), Arc::clone(state)));
+    }
+}
+
+impl Lookout {
+    /// We gave the key up in a commit of this index, in the epoch of the sighting that we went by.
+    /// Whoever wants the key next need not wait for a poll to tell.
+    pub(super) fn freed(&self, epoch: u64, index: u64) {
+        lock(&self.prefix).freed(&self.key, epoch, index);
     }
 }
 
@@ -152,7 +191,7 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
 impl Prefix {
     /// Subscribes, if anybody listens; else the poll may have ended.
     fn join(&mut self, key: &Key, answers: &Answers) -> Option<Feed> {
-        (!self.feeds.is_empty()).then(|| self.subscribe(key, answers))
+        (self.stands || !self.feeds.is_empty()).then(|| self.subscribe(key, answers))
     }
 
     fn subscribe(&mut self, key: &Key, answers: &Answers) -> Feed {
@@ -193,7 +232,26 @@ impl Prefix {
     /// Forgets feeds that nobody listens to. `false`: none is left, nor will be.
     fn is_wanted(&mut self) -> bool {
         self.feeds.retain(|_, listeners| !listeners.feed.is_closed());
-        !self.feeds.is_empty()
+        self.stands || !self.feeds.is_empty()
+    }
+
+    fn freed(&mut self, key: &Key, epoch: u64, index: u64) {
+        let newest = self.pairs.get(key.as_str()).map_or(0, |pair| pair.modify_index);
+        if epoch != self.epoch || self.index.is_none_or(|listed| index <= listed.max(newest)) {
+            return;
+        }
+        let pair = Arc::new(KvPair {
+            key: key.as_str().to_owned(),
+            value: Vec::new(),
+            flags: LOCK_FLAGS,
+            session: None,
+            create_index: 0,
+            modify_index: index,
+            lock_index: 0,
+        });
+        self.ahead.insert(pair.key.clone(), Arc::clone(&pair));
+        self.pairs.insert(pair.key.clone(), pair);
+        self.tell(key);
     }
 
     fn sighting(&self, key: &Key) -> Option<Sighting> {
@@ -213,28 +271,36 @@ impl Prefix {
         self.index = Some(listing.index);
         self.pairs =
             listing.pairs.into_iter().map(|pair| (pair.key.clone(), Arc::new(pair))).collect();
+        self.ahead.retain(|_, pair| !fell && pair.modify_index > listing.index);
+        self.pairs.extend(self.ahead.iter().map(|(key, pair)| (key.clone(), Arc::clone(pair))));
         self.succeeded();
-        for (key, Listeners { feed, .. }) in &self.feeds {
-            let now = self.sighting(key);
-            feed.send_if_modified(|known| {
-                // A missing key has no index of its own. If the listing's rose, our key may have
-                // come and gone since the last poll, and its holder has to hear of it.
-                let unlike = |old: &Sighting, new: &Sighting| {
-                    old.epoch != new.epoch
-                        || old.pair != new.pair
-                        || (new.pair.is_none() && old.index != new.index)
-                };
-                let changed = match (&*known, &now) {
-                    (Some(old), Some(new)) => unlike(old, new),
-                    _ => true,
-                };
-                if changed {
-                    *known = now;
-                }
-                changed
-            });
+        for key in self.feeds.keys() {
+            self.tell(key);
         }
         if fell { 0 } else { listing.index.max(1) }
+    }
+
+    /// Tells a key's feed, if it changed.
+    fn tell(&self, key: &Key) {
+        let Some(Listeners { feed, .. }) = self.feeds.get(key) else { return };
+        let now = self.sighting(key);
+        feed.send_if_modified(|known| {
+            // A missing key has no index of its own. If the listing's rose, our key may have
+            // come and gone since the last poll, and its holder has to hear of it.
+            let unlike = |old: &Sighting, new: &Sighting| {
+                old.epoch != new.epoch
+                    || old.pair != new.pair
+                    || (new.pair.is_none() && old.index != new.index)
+            };
+            let changed = match (&*known, &now) {
+                (Some(old), Some(new)) => unlike(old, new),
+                _ => true,
+            };
+            if changed {
+                *known = now;
+            }
+            changed
+        });
     }
 }
 
@@ -259,6 +325,7 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::SessionId;
 
     fn pair(key: &str, modify_index: u64) -> KvPair {
         KvPair {
@@ -327,6 +394,30 @@ mod tests {
         prefix.update(Listing { pairs: vec![], index: 6 });
         assert!(feed.has_changed().unwrap());
         assert_eq!(feed.borrow_and_update().clone().unwrap().index, 6);
+    }
+
+    #[test]
+    fn key_that_we_gave_up_is_free_before_a_listing_shows_it_and_not_after_one_shows_more() {
+        let mut prefix = Prefix::default();
+        let key = Key::new("p/a").unwrap();
+        let held = |index| KvPair { session: Some(SessionId::new("s")), ..pair("p/a", index) };
+        let mut feed = listen(&mut prefix, &key);
+        prefix.update(Listing { pairs: vec![held(3)], index: 3 });
+        feed.borrow_and_update();
+        prefix.freed(&key, 0, 5);
+        let free = |feed: &mut Feed| {
+            let seen = feed.borrow_and_update().clone().unwrap();
+            (seen.index, seen.pair.unwrap().session.is_none())
+        };
+        assert!(feed.has_changed().unwrap());
+        assert_eq!(free(&mut feed), (5, true));
+        prefix.update(Listing { pairs: vec![held(4)], index: 4 });
+        assert_eq!(free(&mut feed), (5, true), "an older listing takes nothing back");
+        prefix.update(Listing { pairs: vec![held(6)], index: 6 });
+        assert_eq!(free(&mut feed), (6, false));
+        prefix.freed(&key, 0, 5);
+        prefix.freed(&key, 7, 8);
+        assert_eq!(free(&mut feed), (6, false), "old news, and news of another epoch");
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub struct Lock {
     asked_at: (u64, u64),
     /// Since it was sent the key was seen otherwise than we would leave it, or the value changed.
     stirred: bool,
+    /// There was a tenure.
+    served: bool,
 }
 
 impl Lock {
@@ -83,6 +85,7 @@ impl Lock {
             freed: None,
             asked_at: (0, 0),
             stirred: false,
+            served: false,
         }
     }
 
@@ -150,8 +153,13 @@ impl Lock {
         }
         let (state, effect) = match after.next(event, now, jitter)? {
             (State::Held { tenure, errand: None }, None) if after.stirred => doubt(tenure, now),
+            // Whoever relied on the one tenure has to hear of its end, not of another.
+            (State::Waiting(_), None) if after.served && after.settings.single => {
+                (State::Standby, None)
+            }
             decided => decided,
         };
+        after.served |= matches!(state, State::Held { .. });
         after.state = state;
         if effect.is_some() {
             after.asked_at = after.position();

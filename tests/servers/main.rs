@@ -30,6 +30,7 @@ mod handovers;
 mod interop;
 mod kubectl;
 mod kubectl_doctor;
+mod library;
 mod pods;
 mod process;
 mod replicas;

@@ -146,6 +146,7 @@ impl AgentSettings {
             try_once: settings.acquire.try_once,
             max_hold: None,
             give_way: None,
+            single: false,
         };
         let wanted = self.wanted(&key, &lock, acquire, spec.generation);
         Request::Contend(Box::new(wanted), lock.max_hold)

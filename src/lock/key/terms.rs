@@ -19,6 +19,8 @@ pub struct Settings {
     pub max_hold: Option<Duration>,
     /// Release the tenure of this token, and let others have the key first.
     pub give_way: Option<FencingToken>,
+    /// Contend for one tenure: after its end stand by.
+    pub single: bool,
 }
 
 /// What the owner of the lock wants.

@@ -215,6 +215,27 @@ fn try_once_that_is_refused_while_pausing_stands_by_and_does_not_fail() {
 }
 
 #[test]
+fn contender_for_one_tenure_stands_by_after_it_however_it_ends() {
+    let settings = Settings { single: true, ..Settings::default() };
+    let mut desk = Desk::holding(settings);
+    desk.on(Event::SessionLost(Loss::Invalidated));
+    assert_eq!(desk.lock.state(), State::Standby);
+    desk.on(Event::SessionUp);
+    assert_eq!(desk.sees(9, KeyState::Free), None);
+    assert_eq!(desk.lock.state(), State::Standby);
+
+    let mut desk = Desk::holding(settings);
+    assert_eq!(desk.on(Event::SessionLost(Loss::Expired)), Some(release(6)));
+    desk.on(Event::Released(Some(7)));
+    assert_eq!(desk.lock.state(), State::Standby);
+
+    // Before there was one, it goes on.
+    let mut desk = Desk::acquiring(settings);
+    desk.on(Event::SessionLost(Loss::Invalidated));
+    desk.waiting();
+}
+
+#[test]
 fn contending_ends_at_its_timeout() {
     let settings = Settings { timeout: Some(S * 30), ..Settings::default() };
     let mut desk = Desk::contending(settings);
@@ -646,11 +667,12 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn any_lock() -> impl Strategy<Value = Lock> {
-    let settings = any::<[bool; 4]>().prop_map(|[a, b, c, d]| Settings {
+    let settings = any::<[bool; 5]>().prop_map(|[a, b, c, d, single]| Settings {
         timeout: a.then_some(S * 7),
         try_once: b,
         max_hold: c.then_some(S * 9),
         give_way: d.then_some(FencingToken::new(2)),
+        single,
     });
     (settings, prop_oneof![Just(None), Just(Some(None)), Just(Some(Some(2)))]).prop_map(
         |(settings, recorded)| match recorded {
