@@ -53,8 +53,9 @@ servers: need-rust need-go need-cc ## find or build the servers; minutes the fir
 tools: servers ## the same, and as root on Linux what the tests with real pods need
 	$(CARGO) run --quiet --locked --package testbed -- tools
 
-bench: servers ## measure speed beside a floor; builds for some minutes first
+bench: servers ## measure speed beside peers and floors; builds for some minutes first
 	$(CARGO) bench --locked --bench controller
+	$(CARGO) bench --locked --bench locks
 
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later," \

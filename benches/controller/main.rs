@@ -14,21 +14,21 @@ mod elections;
 mod floor;
 mod latency;
 mod peer;
-mod process;
-mod prometheus;
 mod restart;
 mod sight;
 mod steady;
-mod table;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 
 use bed::{Bed, Field, Replica};
-use process::Connections;
 use sight::Sight;
-use table::Table;
+use testbed::bench::{
+    process::{self, Connections},
+    prometheus,
+    table::{self, Table},
+};
 
 /// What may go wrong.
 #[derive(Debug, thiserror::Error)]

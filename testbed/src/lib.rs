@@ -14,6 +14,7 @@
 //! All of it is synchronous: a test in an async runtime starts its servers before it awaits
 //! anything, or in `spawn_blocking`.
 
+pub mod bench;
 mod certs;
 mod cluster;
 mod consul;

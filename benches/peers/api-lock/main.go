@@ -3,10 +3,12 @@
 // measured against.
 //
 //	api-lock [-ttl 15s] [-session-name NAME] KEY
+//	api-lock -bench MODE [-count N] [-span 10s] [-hold 5ms] [-patience 1s] PREFIX
 //
 // It prints one line per event: "locked <unix nanoseconds>" once it holds the
 // key, "lost" if the lock was lost, "unlocked" after it gave the key back.
-// It holds until its standard input is closed. Consul is found by the usual
+// It holds until its standard input is closed. With -bench it measures; see
+// bench.go. Consul is found by the usual
 // environment variables (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, ...).
 package main
 
@@ -23,6 +25,12 @@ import (
 func main() {
 	ttl := flag.String("ttl", api.DefaultLockSessionTTL, "TTL of the session")
 	name := flag.String("session-name", api.DefaultLockSessionName, "name of the session")
+	mode := flag.String("bench", "", "what to measure instead, with keys that begin with KEY")
+	var how amounts
+	flag.IntVar(&how.count, "count", 100, "bench: repetitions, workers or locks")
+	flag.DurationVar(&how.span, "span", 10*time.Second, "bench: how long, where time decides")
+	flag.DurationVar(&how.hold, "hold", 0, "bench: how long a lock is held")
+	flag.DurationVar(&how.patient, "patience", time.Second, "bench: until everybody waits")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: api-lock [-ttl 15s] [-session-name NAME] KEY")
 		flag.PrintDefaults()
@@ -32,7 +40,13 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := hold(flag.Arg(0), *ttl, *name); err != nil {
+	var err error
+	if *mode != "" {
+		err = bench(*mode, flag.Arg(0), how)
+	} else {
+		err = hold(flag.Arg(0), *ttl, *name)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "api-lock:", err)
 		os.Exit(1)
 	}

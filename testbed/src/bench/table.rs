@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What a figure should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Aim {
+pub enum Aim {
     /// Otherwise it says so.
     Wish,
     /// Otherwise the benchmark fails.
@@ -13,7 +13,7 @@ pub(crate) enum Aim {
 
 /// One figure.
 #[derive(Default)]
-pub(crate) struct Row {
+pub struct Row {
     what: String,
     value: String,
     floor: String,
@@ -24,24 +24,34 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(what: impl Into<String>) -> Row {
+    /// A row that says what it shows.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Row {
         Row { what: what.into(), ..Row::default() }
     }
 
-    pub(crate) fn value(self, value: impl Into<String>) -> Row {
+    /// The figure.
+    #[must_use]
+    pub fn value(self, value: impl Into<String>) -> Row {
         Row { value: value.into(), ..self }
     }
 
-    pub(crate) fn floor(self, floor: impl Into<String>) -> Row {
+    /// What it is measured against.
+    #[must_use]
+    pub fn floor(self, floor: impl Into<String>) -> Row {
         Row { floor: floor.into(), ..self }
     }
 
-    pub(crate) fn ratio(self, value: Duration, floor: Duration) -> Row {
+    /// The figure in parts of the floor.
+    #[must_use]
+    pub fn ratio(self, value: Duration, floor: Duration) -> Row {
         let ratio = value.as_secs_f64() / floor.as_secs_f64();
         Row { ratio: format!("{ratio:.2}"), ..self }
     }
 
-    pub(crate) fn aim(self, aim: Aim, words: impl Into<String>, met: bool) -> Row {
+    /// What the figure should be, and whether it is.
+    #[must_use]
+    pub fn aim(self, aim: Aim, words: impl Into<String>, met: bool) -> Row {
         Row { aim: words.into(), met: Some(met), must: aim == Aim::Must, ..self }
     }
 
@@ -57,32 +67,45 @@ impl Row {
 }
 
 /// All figures, and what has to be said about them.
-pub(crate) struct Table {
+pub struct Table {
+    peer: &'static str,
     machine: String,
     rows: Vec<Row>,
     notes: Vec<String>,
 }
 
 impl Table {
-    pub(crate) fn new(machine: String) -> Table {
-        Table { machine, rows: Vec::new(), notes: Vec::new() }
+    /// An empty one, from this machine, beside a floor.
+    #[must_use]
+    pub fn new(machine: String) -> Table {
+        Table::beside("floor", machine)
     }
 
-    pub(crate) fn push(&mut self, row: Row) {
+    /// An empty one, from this machine, beside something else than a floor.
+    #[must_use]
+    pub fn beside(peer: &'static str, machine: String) -> Table {
+        Table { peer, machine, rows: Vec::new(), notes: Vec::new() }
+    }
+
+    /// One more row.
+    pub fn push(&mut self, row: Row) {
         self.rows.push(row);
     }
 
-    pub(crate) fn note(&mut self, note: String) {
+    /// One more thing that has to be said.
+    pub fn note(&mut self, note: String) {
         self.notes.push(note);
     }
 
     /// Whether a figure that must be is not.
-    pub(crate) fn must_be_failed(&self) -> bool {
+    #[must_use]
+    pub fn must_be_failed(&self) -> bool {
         self.rows.iter().any(|row| row.must && row.met == Some(false))
     }
 
-    pub(crate) fn print(&self) {
-        let head = ["", "value", "floor", "ratio", "aim", ""];
+    /// On standard output.
+    pub fn print(&self) {
+        let head = ["", "value", self.peer, "ratio", "aim", ""];
         let lines: Vec<[&str; 6]> =
             std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
         let width = |column: usize| {
@@ -107,7 +130,9 @@ impl Table {
     }
 }
 
-pub(crate) fn milliseconds(span: Duration) -> String {
+/// A span as people read it.
+#[must_use]
+pub fn milliseconds(span: Duration) -> String {
     let milliseconds = span.as_secs_f64() * 1000.0;
     if milliseconds < 1000.0 {
         format!("{milliseconds:.1} ms")

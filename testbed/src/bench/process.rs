@@ -12,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    Outcome,
-    table::{Aim, Row, Table},
-};
+use super::table::{Aim, Row, Table};
 
 /// How often connections are counted.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -23,7 +20,8 @@ const GLANCE: Duration = Duration::from_millis(20);
 const CONNECTIONS: usize = 8;
 
 /// Cores, memory, kernel.
-pub(crate) fn machine() -> String {
+#[must_use]
+pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -39,7 +37,10 @@ pub(crate) fn machine() -> String {
 }
 
 /// Memory in MB: resident now, and the most it ever was.
-pub(crate) fn memory(pid: u32) -> Outcome<(f64, f64)> {
+///
+/// # Errors
+/// There is no such process.
+pub fn memory(pid: u32) -> io::Result<(f64, f64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -50,7 +51,10 @@ pub(crate) fn memory(pid: u32) -> Outcome<(f64, f64)> {
 }
 
 /// Processor time so far, user and system.
-pub(crate) fn processor_time(pid: u32) -> Outcome<Duration> {
+///
+/// # Errors
+/// There is no such process.
+pub fn processor_time(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     // utime and stime are fields 14 and 15 of the line; what is left begins with field 3.
@@ -62,7 +66,7 @@ pub(crate) fn processor_time(pid: u32) -> Outcome<Duration> {
 
 /// Counts the established connections of one process to Consul, over and over in a thread of its
 /// own.
-pub(crate) struct Connections {
+pub struct Connections {
     shared: Arc<Shared>,
     phases: Mutex<Vec<(&'static str, usize)>>,
     thread: Option<JoinHandle<()>>,
@@ -75,7 +79,9 @@ struct Shared {
 }
 
 impl Connections {
-    pub(crate) fn watch(pid: u32, consul: SocketAddr) -> Connections {
+    /// Of this process, to this Consul.
+    #[must_use]
+    pub fn watch(pid: u32, consul: SocketAddr) -> Connections {
         let shared = Arc::new(Shared {
             pid: AtomicU32::new(pid),
             most: AtomicUsize::new(0),
@@ -94,17 +100,24 @@ impl Connections {
     }
 
     /// From now on another process counts.
-    pub(crate) fn watch_instead(&self, pid: u32) {
+    pub fn watch_instead(&self, pid: u32) {
         self.shared.pid.store(pid, Ordering::Relaxed);
     }
 
+    /// The most since the last phase's end.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.shared.most.load(Ordering::Relaxed)
+    }
+
     /// Notes the most since the last phase's end.
-    pub(crate) fn phase_over(&self, name: &'static str) {
+    pub fn phase_over(&self, name: &'static str) {
         let most = self.shared.most.swap(0, Ordering::Relaxed);
         self.phases.lock().unwrap_or_else(PoisonError::into_inner).push((name, most));
     }
 
-    pub(crate) fn report(&self, table: &mut Table) {
+    /// The most at any time as a row, and by phase as a note.
+    pub fn report(&self, table: &mut Table) {
         let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         let most = phases.iter().map(|(_, most)| *most).max().unwrap_or(0);
         let row = Row::new("connections to Consul, the most at any time").value(most.to_string());

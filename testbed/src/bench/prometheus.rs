@@ -4,20 +4,23 @@
 const WRITING: [&str; 6] = ["POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"];
 
 /// What one scrape answered.
-pub(crate) struct Scrape(String);
+pub struct Scrape(String);
 
 impl Scrape {
-    pub(crate) fn new(text: String) -> Scrape {
+    /// Of this text.
+    #[must_use]
+    pub fn new(text: String) -> Scrape {
         Scrape(text)
     }
 
     /// The sum of a metric's series that carry all these labels.
-    pub(crate) fn sum(&self, metric: &str, labels: &[(&str, &str)]) -> f64 {
+    #[must_use]
+    pub fn sum(&self, metric: &str, labels: &[(&str, &str)]) -> f64 {
         self.series(metric, labels).map(|(_, value)| value).sum()
     }
 
     /// Labels and value of each such series.
-    pub(crate) fn series<'a>(
+    pub fn series<'a>(
         &'a self,
         metric: &'a str,
         labels: &'a [(&str, &str)],
@@ -34,20 +37,23 @@ impl Scrape {
     }
 
     /// How many requests the API server took so far that write this resource.
-    pub(crate) fn writes(&self, resource: &str) -> u64 {
+    #[must_use]
+    pub fn writes(&self, resource: &str) -> u64 {
         let of_verb =
             |verb| self.sum("apiserver_request_total", &[("resource", resource), ("verb", verb)]);
         WRITING.into_iter().map(of_verb).sum::<f64>() as u64
     }
 
     /// How many of them are patches: of objects by themselves, or of a subresource.
-    pub(crate) fn patches(&self, resource: &str) -> u64 {
+    #[must_use]
+    pub fn patches(&self, resource: &str) -> u64 {
         let labels = [("resource", resource), ("verb", "PATCH")];
         self.sum("apiserver_request_total", &labels) as u64
     }
 
     /// All requests of the controller to Consul.
-    pub(crate) fn consul_requests(&self) -> u64 {
+    #[must_use]
+    pub fn consul_requests(&self) -> u64 {
         self.sum("consul_lock_consul_requests_total", &[]) as u64
     }
 }

@@ -1,0 +1,290 @@
+//! Rows about processes: `consul-lock run` beside `consul lock`.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use consul_lock::clock::Clock;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use testbed::{
+    Consul, Fault, Folder, Proxy,
+    bench::{
+        process,
+        table::{Aim, Row, Table, milliseconds},
+    },
+    reaper, say, wait_for,
+};
+
+use crate::{Failure, Outcome};
+
+/// Until a contender that was started waits for the key.
+const SETTLE: Duration = Duration::from_millis(1500);
+/// What anything gets, at most; `consul lock` needs four minutes to notice silence.
+const PATIENCE: Duration = Duration::from_secs(400);
+/// After this long without an end nobody is waited for.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// By what a command is run under a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    Run,
+    /// With the shortest TTL that Consul allows, and without a lock-delay.
+    RunBrisk,
+    ConsulLock,
+}
+
+/// A key, and what becomes of the commands under it.
+struct Scene {
+    means: Means,
+    key: String,
+    folder: Folder,
+}
+
+/// A command that was started: its process, and when by the wall clock.
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    pid: Pid,
+    at: i128,
+}
+
+/// Somebody who wants to run the command. Killed when dropped, with all that came of it.
+struct Contender(Child);
+
+impl Scene {
+    fn new(means: Means) -> Outcome<Scene> {
+        let key = format!("bench/{means:?}-{:08x}", rand::random::<u32>());
+        Ok(Scene { means, key, folder: Folder::new("children")? })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("started")
+    }
+
+    /// `address`: of a Consul, or of what stands before it.
+    fn start(&self, consul: &Consul, address: &str) -> Outcome<Contender> {
+        let script = format!("echo $$ $(date +%s%N) >> {}; exec sleep 900", self.file().display());
+        let mut command = match self.means {
+            Means::Run | Means::RunBrisk => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
+                command.args(["run", "--log=error", "--key", &self.key]);
+                if self.means == Means::RunBrisk {
+                    command.args(["--ttl=10s", "--grace=4s", "--lock-delay=0s"]);
+                }
+                command.args(["--", "sh", "-c", &script]);
+                command
+            }
+            Means::ConsulLock => consul.cli(["lock", &self.key, &script])?,
+        };
+        command.env("CONSUL_HTTP_ADDR", address);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Contender(reaper::spawn(&mut command)?))
+    }
+
+    fn started(&self) -> Vec<Started> {
+        let text = fs::read_to_string(self.file()).unwrap_or_default();
+        let parse = |line: &str| {
+            let (pid, at) = line.split_once(' ')?;
+            Some(Started { pid: Pid::from_raw(pid.parse().ok()?)?, at: at.parse().ok()? })
+        };
+        text.lines().filter_map(parse).collect()
+    }
+
+    /// The command's n-th start.
+    fn wait_start(&self, number: usize) -> Outcome<Started> {
+        let look = || self.started().get(number - 1).copied();
+        Ok(wait_for(format!("start {number} under {:?}", self.means), PATIENCE, look)?)
+    }
+}
+
+impl Contender {
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        kill_family(self.pid());
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        reaper::forget_process(self.0.id());
+    }
+}
+
+fn wall() -> i128 {
+    Clock::boot().wall().as_nanosecond()
+}
+
+fn between(from: i128, to: i128) -> Duration {
+    Duration::from_nanos(u64::try_from(to - from).unwrap_or(0))
+}
+
+/// A process and all that came of it, as the kernel has it now.
+fn family(root: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let (_, rest) = stat.rsplit_once(')')?;
+            Some((pid, rest.split_whitespace().nth(1)?.parse().ok()?))
+        })
+        .collect();
+    let mut family = vec![root];
+    let mut known = 0;
+    while known < family.len() {
+        let parent = family[known];
+        family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        known += 1;
+    }
+    family
+}
+
+fn kill_family(root: u32) {
+    let pids = family(root).into_iter().filter_map(|pid| Pid::from_raw(pid.cast_signed()));
+    for pid in pids {
+        // It may have ended already.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+fn is_alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let is_zombie = stat.is_ok_and(|stat| {
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    });
+    test_kill_process(pid).is_ok() && !is_zombie
+}
+
+fn median(mut times: Vec<Duration>) -> Outcome<Duration> {
+    times.sort();
+    let middle = times.get(times.len() / 2).copied();
+    middle.ok_or_else(|| Failure::Odd("nothing was measured".to_owned()))
+}
+
+/// A command is killed, and the next one is started.
+pub(crate) fn killed(consul: &Consul, count: usize, table: &mut Table) -> Outcome<()> {
+    say(format!("{count} commands are killed"));
+    let mut medians = Vec::new();
+    let mut memory = Vec::new();
+    for means in [Means::Run, Means::ConsulLock] {
+        let mut times = Vec::new();
+        for _ in 0..count.max(1) {
+            let scene = Scene::new(means)?;
+            let first = scene.start(consul, &consul.address())?;
+            let victim = scene.wait_start(1)?;
+            let second = scene.start(consul, &consul.address())?;
+            sleep(SETTLE);
+            let at = wall();
+            kill_process(victim.pid, Signal::KILL).map_err(std::io::Error::from)?;
+            times.push(between(at, scene.wait_start(2)?.at));
+            memory.push((means, process::memory(second.pid())?.0));
+            drop(first);
+        }
+        medians.push(median(times)?);
+    }
+    let what = "child killed -> next child started, p50";
+    let row = Row::new(what).value(milliseconds(medians[0])).floor(milliseconds(medians[1]));
+    let met = medians[0] <= medians[1];
+    table.push(row.ratio(medians[0], medians[1]).aim(Aim::Wish, "no slower", met));
+    let most = |wanted| {
+        let of_means = memory.iter().filter(|(means, _)| *means == wanted);
+        let most = of_means.map(|(_, megabytes)| *megabytes).fold(0.0, f64::max);
+        format!("{most:.1} MB")
+    };
+    let row = Row::new("memory of a `run` that holds (without its guard)");
+    table.push(row.value(most(Means::Run)).floor(most(Means::ConsulLock)));
+    Ok(())
+}
+
+/// A machine dies with everything on it, and another one holds the lock.
+pub(crate) fn machine_dies(consul: &Consul, count: usize, table: &mut Table) -> Outcome<()> {
+    say(format!("{count} machines die for each, which takes most of a minute"));
+    let all = [Means::Run, Means::RunBrisk, Means::ConsulLock];
+    let mut scenes = Vec::new();
+    for means in all.into_iter().flat_map(|means| std::iter::repeat_n(means, count.max(1))) {
+        let scene = Scene::new(means)?;
+        let first = scene.start(consul, &consul.address())?;
+        scene.wait_start(1)?;
+        let second = scene.start(consul, &consul.address())?;
+        scenes.push((scene, first, second));
+    }
+    // Renewals come at moments of their own.
+    sleep(Duration::from_secs(10));
+    let mut deaths = Vec::new();
+    for (scene, first, second) in scenes {
+        let at = wall();
+        kill_family(first.pid());
+        deaths.push((scene, at, (first, second)));
+    }
+    let mut times: Vec<(Means, Duration)> = Vec::new();
+    for (scene, at, _contenders) in &deaths {
+        times.push((scene.means, between(*at, scene.wait_start(2)?.at)));
+    }
+    let of = |wanted| {
+        let of_means = times.iter().filter(|(means, _)| *means == wanted);
+        median(of_means.map(|(_, time)| *time).collect())
+    };
+    let peer = of(Means::ConsulLock)?;
+    for (what, means) in [
+        ("holder killed with everything on it -> next holds, p50", Means::Run),
+        ("- the same with --ttl=10s --grace=4s --lock-delay=0s", Means::RunBrisk),
+    ] {
+        let ours = of(means)?;
+        let row = Row::new(what).value(milliseconds(ours)).floor(milliseconds(peer));
+        let met = ours <= peer.mul_f64(0.45);
+        table.push(row.ratio(ours, peer).aim(Aim::Wish, "at most 0.45 of it", met));
+    }
+    table.note(
+        "Consul ends a session two TTLs after its last renewal, and the lock-delay follows: both \
+         are 15 s by default, with `consul lock` as with us."
+            .to_owned(),
+    );
+    Ok(())
+}
+
+/// Packets are dropped between a holder and Consul: how long two commands run.
+pub(crate) fn silence(consul: &Consul, with_peer: bool, table: &mut Table) -> Outcome<()> {
+    say("packets are dropped; the peer needs minutes to notice");
+    let all: &[Means] = if with_peer { &[Means::Run, Means::ConsulLock] } else { &[Means::Run] };
+    let mut scenes = Vec::new();
+    for means in all {
+        let proxy = Proxy::tcp(consul.http())?;
+        let scene = Scene::new(*means)?;
+        let first = scene.start(consul, &proxy.address().to_string())?;
+        let holder = scene.wait_start(1)?;
+        let second = scene.start(consul, &consul.address())?;
+        scenes.push((scene, proxy, holder, (first, second)));
+    }
+    sleep(SETTLE);
+    for (_, proxy, ..) in &scenes {
+        proxy.set(Fault::Blackhole);
+    }
+    let began = wall();
+    let mut ends: Vec<Option<i128>> = vec![None; scenes.len()];
+    let all_over = || {
+        for ((_, _, holder, _), end) in scenes.iter().zip(&mut ends) {
+            if end.is_none() && !is_alive(holder.pid) {
+                *end = Some(wall());
+            }
+        }
+        let done = ends.iter().all(Option::is_some) || between(began, wall()) > LONGEST;
+        done.then_some(())
+    };
+    wait_for("the holders' commands to end", PATIENCE, all_over)?;
+    let mut overlaps = Vec::new();
+    for ((scene, ..), end) in scenes.iter().zip(&ends) {
+        let next = scene.wait_start(2)?.at;
+        overlaps.push(between(next, end.unwrap_or_else(wall)));
+    }
+    let row = Row::new("packets dropped: two commands run for").value(milliseconds(overlaps[0]));
+    let peer = overlaps.get(1).map_or("left out".to_owned(), |peer| milliseconds(*peer));
+    table.push(row.floor(peer).aim(Aim::Must, "0", overlaps[0].is_zero()));
+    Ok(())
+}
