@@ -1,6 +1,6 @@
 //! Claims whose pods hold the key themselves (`mode: Agent`): label, token, endpoint and status
 //! follow the key, and nothing is done about it but for the dead. What an agent writes into the key
-//! the tests write by hand.
+//! most tests write by hand; in one real agents do.
 
 use consul_lock::{
     api::{ConsulLockStatus, Mode, Phase, SessionHealth},
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use testbed::{Fault, Proxy};
 
 use crate::{
-    fixtures::{LOCK_FLAGS, PATIENCE, shared_consul, unlock},
+    agent::scene::{self, Agent, Scene},
+    fixtures::{LOCK_FLAGS, PATIENCE, control_plane, shared_consul, unlock},
     pods::{self, Cast, candidates, routed},
     site::{Site, condition, eventually, token},
 };
@@ -479,4 +480,65 @@ async fn a_pod_that_lost_its_key_is_deleted_if_asked_for_and_one_that_gave_it_up
     site.consul.destroy_session(&a.session).await.unwrap();
     ended(&site, "lock", second, "SessionInvalidated").await;
     assert!(deleting().await);
+}
+
+/// Starts the agent of a pod, which reads its claim. Its key prefix is the controller's.
+async fn agent_of(site: &Site, cast: &Cast, scene: &Scene, claim: &str, pod: &str) -> Agent {
+    let uid = cast.pods.get(pod).await.unwrap().metadata.uid.unwrap();
+    let flags = [
+        format!("--claim={claim}"),
+        format!("--cluster-name={}", site.cluster()),
+        format!("--key-prefix={}", site.cluster()),
+        format!("--pod-name={pod}"),
+        format!("--pod-namespace={}", site.namespace),
+        format!("--pod-uid={uid}"),
+        "--reread=1s".to_owned(),
+    ];
+    let (mut command, port) = scene.command(&flags.each_ref().map(String::as_str));
+    command.env("KUBECONFIG", control_plane().kubeconfig());
+    scene.spawn((command, port))
+}
+
+#[tokio::test]
+async fn agents_of_pods_are_followed_and_the_key_of_a_dead_pod_goes_to_the_next() {
+    let (site, cast, _replica) = Cast::on_stage("sidecars").await;
+    cast.service("billing", json!({})).await;
+    cast.ready("a", 1).await;
+    cast.ready("b", 2).await;
+    let spec = routed(json!({ "session": { "ttl": "60s", "lockDelay": "60s" } }));
+    site.create("lock", agent(spec)).await;
+    let scene = Scene::new("sidecars");
+    let mut a = agent_of(&site, &cast, &scene, "lock", "a").await;
+    let first = scene::token(&a.leads());
+    assert_eq!(cast.led_by("lock", "a").await, first);
+    assert_eq!(cast.routed("billing", Some("a")).await.unwrap().token, Some(first));
+    let held = site.wait_phase("lock", Phase::Held).await;
+    assert_eq!((token(&held), held.transitions), (first, 1));
+
+    let mut b = agent_of(&site, &cast, &scene, "lock", "b").await;
+    b.stands_so("waiting");
+    // Neither the TTL nor the lock-delay is waited for.
+    cast.ended("a").await;
+    let second = scene::token(&b.leads());
+    assert!(second > first, "{second} after {first}");
+    assert_eq!(cast.led_by("lock", "b").await, second);
+    assert_eq!(cast.routed("billing", Some("b")).await.unwrap().token, Some(second));
+    ended(&site, "lock", first, "PodDied").await;
+    a.stands_so("waiting");
+
+    b.stop();
+    let third = scene::token(&a.leads());
+    assert!(third > second, "{third} after {second}");
+    // Whether the controller saw the key free, or only the next tenure, is a matter of luck.
+    site.wait("lock", "the second tenure to end", |status| {
+        let last = status.history.first();
+        last.is_some_and(|last| {
+            last.token == second.to_string()
+                && ["Released", "PassedOn"].contains(&last.reason.as_str())
+        })
+    })
+    .await;
+    a.stop();
+    cast.led_by_nobody("lock").await;
+    assert_eq!(cast.endpoints("billing").await, []);
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 mod claims;
-mod scene;
+pub(crate) mod scene;
 
 use scene::{App, Scene, token, valid_until};
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// One key, a folder (`$F`), and the name of an app.
-pub(super) struct Scene {
+pub(crate) struct Scene {
     pub(super) key: String,
     pub(super) folder: Folder,
     /// Where its agents think that Consul is.
@@ -31,7 +31,7 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    pub(super) fn new(what: &str) -> Scene {
+    pub(crate) fn new(what: &str) -> Scene {
         Scene::through(what, &shared_consul().address())
     }
 
@@ -42,7 +42,7 @@ impl Scene {
         Scene { key: format!("agent/{name}"), folder, address: address.to_owned(), app }
     }
 
-    pub(super) fn command(&self, flags: &[&str]) -> (Command, Port) {
+    pub(crate) fn command(&self, flags: &[&str]) -> (Command, Port) {
         let port = Port::reserve().unwrap();
         let mut agent = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
         agent.arg("agent").args(flags).arg(format!("--listen={}", port.address()));
@@ -58,7 +58,7 @@ impl Scene {
         self.spawn(self.command(&[&[key.as_str()], flags].concat()))
     }
 
-    pub(super) fn spawn(&self, (mut command, port): (Command, Port)) -> Agent {
+    pub(crate) fn spawn(&self, (mut command, port): (Command, Port)) -> Agent {
         let said = self.folder.path().join(unique("said"));
         let file = File::create(&said).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
@@ -127,7 +127,7 @@ impl App {
 }
 
 /// An agent that runs beside the test.
-pub(super) struct Agent {
+pub(crate) struct Agent {
     process: Child,
     port: Port,
     said: PathBuf,
@@ -182,12 +182,12 @@ impl Agent {
     }
 
     #[track_caller]
-    pub(super) fn leads(&self) -> Value {
+    pub(crate) fn leads(&self) -> Value {
         self.wait("it to lead", |told| told["leader"] == true)
     }
 
     #[track_caller]
-    pub(super) fn stands_so(&self, state: &str) -> Value {
+    pub(crate) fn stands_so(&self, state: &str) -> Value {
         self.wait(state, |told| told["state"] == state)
     }
 
@@ -202,7 +202,7 @@ impl Agent {
 
     /// Stops it in order.
     #[track_caller]
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.send(Signal::TERM);
         let code = self.ended();
         assert_eq!(code, 0, "{}", self.said());
@@ -246,6 +246,6 @@ pub(super) fn valid_until(told: &Value) -> Instant {
     Instant::from_boot(Duration::from_secs_f64(seconds))
 }
 
-pub(super) fn token(told: &Value) -> u64 {
+pub(crate) fn token(told: &Value) -> u64 {
     told["token"].as_str().unwrap_or_else(|| panic!("{told}")).parse().unwrap()
 }
