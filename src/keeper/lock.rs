@@ -406,7 +406,9 @@ impl<C: Consul> LockKeeper<C> {
         match &pair.session {
             Some(session) if Some(session) == self.session.as_ref() => {
                 let intact = pair.flags == LOCK_FLAGS && pair.value == self.value;
-                // No two attempts write the same: who made it and when is part of it.
+                // Who made an attempt and when is part of what it writes. Only of two that are called
+                // the same, in the same second, one whose answer was lost might take the other's for
+                // its own.
                 let is_ours =
                     !self.lent || self.has_tenure() || self.attempts.1.contains(&pair.value);
                 if is_ours { KeyState::Ours { intact } } else { KeyState::Other(session.clone()) }
@@ -512,6 +514,8 @@ impl<C: Consul> LockKeeper<C> {
             }
             Txn::RolledBack(refusals) => refusals,
         };
+        // This one did not take the key.
+        self.attempts.1.pop();
         let met = |reason: &Refusal| refusals.iter().any(|refusal| refusal.reason == *reason);
         if met(&Refusal::InvalidSession) {
             // The session keeper finds out, which may take it a while.
