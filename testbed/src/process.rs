@@ -324,8 +324,14 @@ impl Server {
     /// # Errors
     /// It does not run.
     pub fn kill(&self) -> Result<(), BedError> {
+        let group = self.pid();
         self.signal(Signal::KILL, "SIGKILL")?;
-        self.wait_ended(KILL_PATIENCE).map(drop)
+        self.wait_ended(KILL_PATIENCE)?;
+        // In a namespace of its own the server is a child of the process that we know, and may have
+        // its ports for a moment longer.
+        let what = format!("everything that came of {} to end", self.name());
+        wait_for(what, KILL_PATIENCE, || (!group.is_some_and(has_living)).then_some(()))?;
+        Ok(())
     }
 
     /// Ends it: SIGTERM, and SIGKILL when it takes too long. One that has ended is left alone.
@@ -397,6 +403,19 @@ impl Server {
     }
 }
 
+/// Whether a process of this group has not ended, be it waited for or not.
+fn has_living(group: u32) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut stats =
+        processes.filter_map(|one| std::fs::read_to_string(one.path().join("stat")).ok());
+    stats.any(|stat| {
+        // After the name in parentheses: state, parent, group.
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let ended = fields.next().is_none_or(|state| state == "Z" || state == "X");
+        !ended && fields.nth(1).is_some_and(|its| its.parse() == Ok(group))
+    })
+}
+
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("name", &self.recipe.name).field("pid", &self.pid()).finish()
@@ -408,5 +427,24 @@ impl Drop for Server {
         if let Err(error) = self.stop_within(GRACE_AT_DROP) {
             crate::say(format!("{} may still run: {error}", self.name()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_group_lives_for_as_long_as_anybody_in_it_does() {
+        let mut first = Command::new("sh");
+        first.args(["-c", "sleep 60 >/dev/null 2>&1 &"]).process_group(0);
+        let mut first = first.spawn().unwrap();
+        let group = first.id();
+        assert!(first.wait().unwrap().success());
+        assert!(has_living(group), "its child goes on");
+        kill_process_group(Pid::from_raw(group as i32).unwrap(), Signal::KILL).unwrap();
+        wait_for("its end", KILL_PATIENCE, || (!has_living(group)).then_some(())).unwrap();
     }
 }
