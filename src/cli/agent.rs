@@ -8,7 +8,6 @@ use rustix::process::Signal;
 use super::{
     CliError, ClusterName, Name,
     consul::ConsulFlags,
-    key_prefix,
     lock::{LockFlags, LogFlags, SECOND, between, name},
 };
 use crate::{
@@ -84,11 +83,6 @@ pub(super) struct RawAgent {
     #[arg(long, env = "CONSUL_LOCK_REREAD", value_name = "DURATION")]
     #[arg(default_value = "15s", value_parser = reread)]
     reread: Duration,
-
-    /// What the key of a claim begins with that names none: <prefix>/<namespace>/<name>
-    #[arg(long, env = "CONSUL_LOCK_KEY_PREFIX", value_name = "KEY")]
-    #[arg(default_value = "consul-lock", value_parser = key_prefix)]
-    key_prefix: Key,
 
     /// This cluster's name in Consul. Default: the first eight characters of the kube-system
     /// Namespace's UID, if that may be read, else none
@@ -189,7 +183,6 @@ impl RawAgent {
         let settings = AgentSettings {
             key: self.key,
             claim: claim.transpose()?,
-            key_prefix: self.key_prefix,
             name: self
                 .name
                 .or_else(|| pod.as_ref().map(|pod| pod.name.clone()))

@@ -482,13 +482,12 @@ async fn a_pod_that_lost_its_key_is_deleted_if_asked_for_and_one_that_gave_it_up
     assert!(deleting().await);
 }
 
-/// Starts the agent of a pod, which reads its claim. Its key prefix is the controller's.
+/// Starts the agent of a pod, which reads its claim.
 async fn agent_of(site: &Site, cast: &Cast, scene: &Scene, claim: &str, pod: &str) -> Agent {
     let uid = cast.pods.get(pod).await.unwrap().metadata.uid.unwrap();
     let flags = [
         format!("--claim={claim}"),
         format!("--cluster-name={}", site.cluster()),
-        format!("--key-prefix={}", site.cluster()),
         format!("--pod-name={pod}"),
         format!("--pod-namespace={}", site.namespace),
         format!("--pod-uid={uid}"),

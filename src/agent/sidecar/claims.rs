@@ -18,6 +18,9 @@ use crate::{
 /// How long one reading may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// A claim whose key nobody has worked out yet is read again after this long at the latest.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What is known of the claim.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Claim {
@@ -36,6 +39,12 @@ pub(super) struct Spec {
     /// The key that the controller has worked out, which it does once.
     pub(super) status_key: Option<String>,
     pub(super) generation: i64,
+}
+
+impl Spec {
+    fn has_key(&self) -> bool {
+        self.settings.key.is_some() || self.status_key.is_some()
+    }
 }
 
 /// Where a claim is read.
@@ -78,7 +87,11 @@ impl Reader {
                     _ => false,
                 });
             }
-            self.clock.sleep_until(self.clock.now() + self.again).await;
+            let again = match &*told.borrow() {
+                Claim::Read(spec) if !spec.has_key() => self.again.min(SOON),
+                _ => self.again,
+            };
+            self.clock.sleep_until(self.clock.now() + again).await;
         }
     }
 }

@@ -24,8 +24,6 @@ pub struct AgentSettings {
     pub key: Option<Key>,
     /// The claim that says more than the flags.
     pub claim: Option<ClaimSettings>,
-    /// What the key of a claim begins with that names none.
-    pub key_prefix: Key,
     /// What the holder is called.
     pub name: String,
     /// This machine's name.
@@ -112,22 +110,33 @@ impl AgentSettings {
                 self.holder()
             ));
         }
-        let named = settings.key.clone().map(Ok);
-        let worked_out = || spec.status_key.as_deref().map(Key::new);
-        let default = || Key::new(&format!("{}/{}", self.key_prefix, self.holder()));
-        let key = match named.or_else(worked_out).unwrap_or_else(default) {
-            Ok(key) => key,
-            Err(error) => return Request::Refuse(format!("the claim's key: {error}")),
-        };
-        if let Some(ours) = self.key.as_ref().filter(|ours| **ours != key) {
-            return Request::Refuse(format!(
-                "--key {ours}: the claim {} is for the key {key}; give that, or no key",
-                self.holder()
-            ));
-        }
         if settings.paused {
             return Request::StandBy("the claim is paused".to_owned());
         }
+        let named = settings.key.clone().map(Ok);
+        let worked_out = || spec.status_key.as_deref().map(Key::new);
+        let key = match named.or_else(worked_out).transpose() {
+            Ok(key) => key,
+            Err(error) => return Request::Refuse(format!("the claim's key: {error}")),
+        };
+        let key = match (key, &self.key) {
+            (Some(key), Some(ours)) if *ours != key => {
+                return Request::Refuse(format!(
+                    "--key {ours}: the claim {} is for the key {key}; give that, or no key",
+                    self.holder()
+                ));
+            }
+            (Some(key), _) => key,
+            (None, Some(ours)) => ours.clone(),
+            // A default of ours might be another lock than the controller's.
+            (None, None) => {
+                return Request::Starting(Some(format!(
+                    "the claim {} has no spec.key, and no controller has worked one out yet \
+                     (status.key); --key would name one",
+                    self.holder()
+                )));
+            }
+        };
         let session = &settings.session;
         let lock = LockSettings {
             ttl: session.ttl,
@@ -241,7 +250,6 @@ pub(super) mod tests {
                 name: "billing".to_owned(),
                 again: Duration::from_secs(15),
             }),
-            key_prefix: Key::new("consul-lock").unwrap(),
             name: "billing".to_owned(),
             host: "vm-17".to_owned(),
             pod: Some(PodSettings {
@@ -275,7 +283,8 @@ pub(super) mod tests {
             spec.candidates = Some(serde_json::from_str(selector).unwrap());
         }
         let settings = spec.settings().unwrap();
-        Claim::Read(Box::new(Spec { settings, status_key: None, generation: 7 }))
+        let status_key = Some("consul-lock/shop/billing".to_owned());
+        Claim::Read(Box::new(Spec { settings, status_key, generation: 7 }))
     }
 
     const AGENTS: &str = r#"{"mode":"Agent"}"#;
@@ -321,7 +330,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn key_is_the_specs_then_the_statuss_then_the_default() {
+    fn key_is_the_specs_then_the_statuss_then_the_flags_and_never_a_guess() {
         let spec = read(r#"{"mode":"Agent","key":"shared/billing"}"#);
         assert_eq!(contends(settings().request(Some(&spec))).key.as_str(), "shared/billing");
         let Claim::Read(mut spec) = read(AGENTS) else { panic!() };
@@ -331,6 +340,12 @@ pub(super) mod tests {
         let other = AgentSettings { key: Some(Key::new("other").unwrap()), ..settings() };
         let why = refusal(other.request(Some(&spec)));
         assert!(why.contains("--key other") && why.contains("locks/shop/billing"), "{why}");
+        let Claim::Read(mut spec) = spec else { panic!() };
+        spec.status_key = None;
+        let spec = Claim::Read(spec);
+        assert_eq!(contends(other.request(Some(&spec))).key.as_str(), "other");
+        let Request::Starting(Some(why)) = settings().request(Some(&spec)) else { panic!() };
+        assert!(why.contains("status.key") && why.contains("--key"), "{why}");
     }
 
     #[test]

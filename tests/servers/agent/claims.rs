@@ -19,6 +19,13 @@ fn kubectl(args: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap()
 }
 
+/// Writes the key into a claim's status, as its controller would.
+fn work_out(namespace: &str, claim: &str, key: &str) {
+    let status = json!({ "status": { "key": key } }).to_string();
+    let of = ["-n", namespace, "patch", "consullock", claim, "--subresource=status"];
+    kubectl(&[&of[..], &["--type=merge", "-p", &status]].concat());
+}
+
 impl Claim {
     /// `spec` beside what every claim of an agent has.
     fn new(what: &str, spec: Value) -> Claim {
@@ -41,6 +48,7 @@ impl Claim {
         });
         let file = claim.scene.folder.write("claim.json", object.to_string()).unwrap();
         kubectl(&["apply", "-f", file.to_str().unwrap()]);
+        work_out(&claim.namespace, "billing", &claim.scene.key);
         claim
     }
 
@@ -151,6 +159,7 @@ fn example_is_accepted_word_for_word_and_its_sidecar_does_what_it_says() {
     runtime.block_on(claims_client());
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/sidecar/payroll.yaml");
     kubectl(&["apply", "-f", file]);
+    work_out("shop", "payroll", "consul-lock/shop/payroll");
     let deployment = kubectl(&["-n", "shop", "get", "deployment", "payroll", "-o", "json"]);
     let deployment: Value = serde_json::from_str(&deployment).unwrap();
     let sidecar = &deployment["spec"]["template"]["spec"]["initContainers"][0];
