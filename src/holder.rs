@@ -9,7 +9,7 @@
 //! That whoever was shown one stops in time: [`Hold::changed`] may come late. Compare *valid until*
 //! with the clock.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -139,12 +139,6 @@ impl<C: Consul> Holder<C> {
     /// What is wanted has changed, but for the key.
     pub fn want(&self, wanted: Wanted) {
         self.keepers.set(&self.id, wanted, None);
-    }
-
-    /// Whoever relies on the lock begins to stop so long before *valid until*; see
-    /// [`Keepers::set_notice`].
-    pub fn set_notice(&self, notice: Duration) {
-        self.keepers.set_notice(notice);
     }
 
     /// What its keepers know.

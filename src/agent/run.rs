@@ -152,7 +152,7 @@ impl RunError {
 impl RunSettings {
     /// What a contender under these settings, who waits for so long, wants of its keepers. Every one
     /// has a session name of its own: keepers adopt what they find under theirs.
-    fn wanted(&self, wait: Option<Duration>, lent: Option<&SessionInfo>) -> Wanted {
+    fn wanted(&self, terms: Terms, wait: Option<Duration>, lent: Option<&SessionInfo>) -> Wanted {
         let holder = format!("{}/{}", self.host, self.name);
         let unique = rand::random::<u64>();
         let name = SessionName::new(format!("consul-lock/{holder}/{unique:016x}"));
@@ -165,6 +165,7 @@ impl RunSettings {
             node_checks: self.lock.node_checks.clone(),
             service_checks: self.lock.service_checks.clone(),
             lent: None,
+            notice: terms.notice.length(),
         };
         let session = match lent {
             None => own,
@@ -252,9 +253,8 @@ pub async fn run<C: Consul + Clone>(
         let metrics = Arc::clone(&metrics);
         let waited = clock.now().since(began);
         let wait = settings.wait.map(|wait| wait.saturating_sub(waited));
-        let wanted = settings.wanted(wait, lent.as_ref());
+        let wanted = settings.wanted(terms, wait, lent.as_ref());
         let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
-        holder.set_notice(terms.notice.length());
         let run = Run { settings, clock: &clock, terms, holder, signals: &mut signals };
         match run.once().await {
             Ok(Outcome::Lost) if settings.restart => {

@@ -385,6 +385,7 @@ fn bare_session(claim: &ConsulLock, config: &Config) -> SessionSettings {
         node_checks: Vec::new(),
         service_checks: Vec::new(),
         lent: None,
+        notice: Duration::ZERO,
     }
 }
 

@@ -158,6 +158,9 @@ pub struct SessionSettings {
     /// Instead of making one, use this session of somebody else's: it is renewed, and neither
     /// replaced when it is lost nor destroyed when it is not needed.
     pub lent: Option<SessionId>,
+    /// Whoever relies on it begins to stop so long before *valid until*, so renewals go out that
+    /// much sooner.
+    pub notice: Duration,
 }
 
 /// How a claim contends.
@@ -248,12 +251,6 @@ impl<C: Consul> Keepers<C> {
             claims: Mutex::default(),
             tasks: Mutex::default(),
         }
-    }
-
-    /// Whoever relies on a lock of these keepers begins to stop so long before *valid until*, so
-    /// renewals go out that much sooner. Nothing, until this is called.
-    pub fn set_notice(&self, notice: Duration) {
-        *lock(&self.shared.notice) = notice;
     }
 
     /// The same, with one session for all claims, whatever session each wants, and with a standing

@@ -10,7 +10,7 @@ use futures::{FutureExt, future::BoxFuture};
 use super::{
     SessionHealth, SessionSettings, SessionView,
     retry::Backoff,
-    shared::{Answers, Shared, lock},
+    shared::{Answers, Shared},
     validity::Validity,
 };
 use crate::{
@@ -176,7 +176,7 @@ impl<C: Consul> SessionKeeper<C> {
         self.backoff.clear();
         self.renewed = Some(sent);
         self.ttl = ttl;
-        let rest = ttl.saturating_sub(*lock(&self.shared.notice)).max(ttl / 2);
+        let rest = ttl.saturating_sub(self.settings.notice).max(ttl / 2);
         self.due = sent + (rest / 3).mul_f64(0.8 + 0.2 * self.shared.jitter());
     }
 

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -30,8 +29,6 @@ pub(super) struct Shared<C> {
     pub(super) jitter: Jitter,
     /// Cancelled by a task that panics.
     pub(super) panicked: CancellationToken,
-    /// So long before *valid until* whoever holds something has to begin to stop.
-    pub(super) notice: Mutex<Duration>,
     nodes: Mutex<HashMap<NodeName, Arc<Node>>>,
 }
 
@@ -63,7 +60,6 @@ impl<C: Consul> Shared<C> {
             metrics,
             jitter,
             panicked: CancellationToken::new(),
-            notice: Mutex::default(),
             nodes: Mutex::default(),
         })
     }

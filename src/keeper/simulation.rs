@@ -332,6 +332,7 @@ fn wanted(who: usize, random: &Random) -> Wanted {
             node_checks: Vec::new(),
             service_checks: Vec::new(),
             lent: None,
+            notice: Duration::ZERO,
         },
         acquire: AcquireSettings {
             max_hold: chance(random, 0.2).then(|| span(random, 5_000..60_000)),

@@ -270,6 +270,7 @@ fn wanted(name: &str) -> Wanted {
             node_checks: Vec::new(),
             service_checks: Vec::new(),
             lent: None,
+            notice: Duration::ZERO,
         },
         acquire: AcquireSettings::default(),
         payload: Payload {

@@ -128,6 +128,7 @@ impl Locks {
             node_checks: Vec::new(),
             service_checks: Vec::new(),
             lent: None,
+            notice: Duration::ZERO,
         };
         // Nobody needs waking: a follower hears more.
         let (wake, _) = mpsc::unbounded_channel();

@@ -87,6 +87,7 @@ impl Ours {
                 node_checks: Vec::new(),
                 service_checks: Vec::new(),
                 lent: None,
+                notice: Duration::ZERO,
             },
             acquire: AcquireSettings::default(),
             payload: Payload {

@@ -7,7 +7,7 @@ use super::{
     claims::{Claim, Spec},
 };
 use crate::{
-    agent::settings::LockSettings,
+    agent::{notice::Notice, settings::LockSettings},
     api::{ModeSettings, SessionBehavior},
     consul::Behavior,
     keeper::{AcquireSettings, Payload, PodIdentity, SessionSettings, Stance, Wanted},
@@ -180,6 +180,7 @@ impl AgentSettings {
                 node_checks: lock.node_checks.clone(),
                 service_checks: lock.service_checks.clone(),
                 lent: None,
+                notice: Notice::fitting(lock.ttl, self.grace).length(),
             },
             // `maxHold` is ours to see to: the work has to be stopped before.
             acquire,
@@ -321,6 +322,8 @@ pub(super) mod tests {
         assert_eq!(wanted.session.node.as_str(), "consul-lock-eu-1-shop");
         assert_eq!(wanted.session.name.as_str(), "consul-lock/pod/0f2a/consul-lock/shop/billing");
         assert_eq!(wanted.session.ttl, Duration::from_secs(20));
+        let notice = Duration::from_secs(5 + 1);
+        assert_eq!(wanted.session.notice, notice, "grace and margin: renewals go out sooner");
         assert_eq!(wanted.session.behavior, Behavior::Delete);
         assert_eq!((wanted.payload.holder.as_str(), wanted.attempt), ("shop/billing", 7));
         assert_eq!(wanted.payload.value, "claim's");

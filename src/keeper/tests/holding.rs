@@ -134,8 +134,8 @@ async fn renewals_go_out_every_third_of_the_ttl() {
 #[tokio::test(start_paused = true)]
 async fn renewals_go_out_sooner_for_whoever_needs_notice() {
     let lab = Lab::new();
-    let one = lab.contender("one");
-    one.keepers.set_notice(TTL * 2 / 5);
+    let mut one = lab.contender("one");
+    one.change(|wanted| wanted.session.notice = TTL * 2 / 5);
     one.holds(&lab).await;
     lab.pass(S * 60).await;
     let sent = one.line.sent(Operation::RenewSession);
