@@ -256,7 +256,13 @@ mod tests {
 
     /// A process that is called so. Nobody else's tests may match it, nor ours each other's.
     fn sleeper(name: &str) -> Child {
-        Command::new("sleep").arg0(format!("/opt/{name}")).arg("60").spawn().unwrap()
+        let sleeper = Command::new("sleep").arg0(format!("/opt/{name}")).arg("60").spawn().unwrap();
+        // The kernel says that it runs a moment before it says what it is called.
+        let cmdline = format!("/proc/{}/cmdline", sleeper.id());
+        while std::fs::read(&cmdline).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        sleeper
     }
 
     fn found(app: &App) -> Vec<Pid> {
