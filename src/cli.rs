@@ -17,6 +17,7 @@ use clap::{
 use clap_complete::Shell;
 
 use crate::{
+    agent::GUARD,
     api::GoDuration,
     consul::http::HttpConfig,
     kubectl::KubectlSettings,
@@ -52,7 +53,7 @@ pub enum Job {
     Run(Box<RunConfig>),
     /// `consul-lock agent`
     Agent(Box<AgentConfig>),
-    /// `consul-lock guard`, which only `run` starts: program and arguments.
+    /// The guard, which only `run` starts, by a name of its own: program and arguments.
     Guard(Vec<OsString>),
     /// `kubectl consullock …`
     Kubectl(Box<KubectlSettings>),
@@ -134,7 +135,11 @@ impl CliError {
 /// [`CliError`], also when `--help` or `--version` is all that is wanted.
 pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Job, CliError> {
     let unset = |command: clap::Command| command.mut_args(unset_if_empty);
-    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if args.first().is_some_and(|program| *program == GUARD) {
+        // Somebody waits for the command: what its words mean to us is not looked at.
+        return Ok(Job::Guard(args.split_off(1)));
+    }
     if args.first().is_some_and(|program| kubectl::is_plugin(program)) {
         let matches = kubectl::plugin().try_get_matches_from(args)?;
         return match RawPlugin::from_arg_matches(&matches)?.command {
@@ -143,6 +148,10 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
                 Ok(Job::Completion(generated::completion(kubectl::plugin(), shell)))
             }
         };
+    }
+    if args.first().is_some_and(|program| kubectl::is_completer(program)) {
+        let candidates = generated::candidates(kubectl::plugin(), args);
+        return Ok(Job::Completion(candidates.unwrap_or_default()));
     }
     let with_variables = ["controller", "run", "agent", "release", "doctor"];
     let command = with_variables
@@ -159,7 +168,6 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
             pages.extend(generated::man_pages(kubectl::plugin()));
             Ok(Job::Man(folder, pages))
         }
-        RawCommand::Guard { command } => Ok(Job::Guard(command)),
         RawCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
         RawCommand::Run(raw) => {
             let matches = matches.subcommand_matches("run").unwrap_or(&matches);
@@ -212,12 +220,6 @@ enum RawCommand {
     Agent(Box<RawAgent>),
     #[command(flatten)]
     Kubectl(RawKubectl),
-    /// Started by `run`, between itself and its command
-    #[command(hide = true)]
-    Guard {
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
     /// Print a script that completes this command in a shell
     Completion {
         /// Which
@@ -243,29 +245,8 @@ struct RawController {
     #[arg(default_value = "0.0.0.0:8080", value_parser = admin_addr)]
     admin_addr: SocketAddr,
 
-    /// What the key of a claim begins with that names none: <prefix>/<namespace>/<name>
-    #[arg(long, env = "CONSUL_LOCK_KEY_PREFIX", value_name = "KEY")]
-    #[arg(default_value = "consul-lock", value_parser = key_prefix)]
-    key_prefix: Key,
-
-    /// This cluster's name in Consul. It must stay the same, and no other cluster may have it.
-    /// Default: the first eight characters of the kube-system Namespace's UID
-    #[arg(long, env = "CONSUL_LOCK_CLUSTER_NAME", value_name = "NAME")]
-    cluster_name: Option<ClusterName>,
-
-    /// Look at the claims of these namespaces only (comma list). Default: all
-    #[arg(long, env = "CONSUL_LOCK_WATCH_NAMESPACES", value_name = "NAMES")]
-    #[arg(value_delimiter = ',')]
-    watch_namespaces: Vec<Name>,
-
-    /// The Lease by which the replicas elect a leader
-    #[arg(long, env = "CONSUL_LOCK_LEASE_NAME", value_name = "NAME")]
-    #[arg(default_value = "consul-lock")]
-    lease_name: Name,
-
-    /// The Lease's namespace. Default: the pod's own, else the kubeconfig's
-    #[arg(long, env = "CONSUL_LOCK_LEASE_NAMESPACE", value_name = "NAMESPACE")]
-    lease_namespace: Option<Name>,
+    #[command(flatten)]
+    installation: InstallationFlags,
 
     /// How long the Lease must not have changed before another replica takes it
     #[arg(long, env = "CONSUL_LOCK_LEASE_DURATION", value_name = "DURATION")]
@@ -298,21 +279,50 @@ struct RawController {
     log: Filter,
 }
 
+/// What sets one installation of the controller apart from another, for whoever has to know it.
+#[derive(Args)]
+struct InstallationFlags {
+    /// What the key of a claim begins with that names none: <prefix>/<namespace>/<name>
+    #[arg(long, env = "CONSUL_LOCK_KEY_PREFIX", value_name = "KEY")]
+    #[arg(default_value = "consul-lock", value_parser = key_prefix)]
+    key_prefix: Key,
+
+    /// This cluster's name in Consul. It must stay the same, and no other cluster may have it.
+    /// Default: the first eight characters of the kube-system Namespace's UID
+    #[arg(long, env = "CONSUL_LOCK_CLUSTER_NAME", value_name = "NAME")]
+    cluster_name: Option<ClusterName>,
+
+    /// Look at the claims of these namespaces only (comma list). Default: all
+    #[arg(long, env = "CONSUL_LOCK_WATCH_NAMESPACES", value_name = "NAMES")]
+    #[arg(value_delimiter = ',')]
+    watch_namespaces: Vec<Name>,
+
+    /// The Lease by which the replicas elect a leader
+    #[arg(long, env = "CONSUL_LOCK_LEASE_NAME", value_name = "NAME")]
+    #[arg(default_value = "consul-lock")]
+    lease_name: Name,
+
+    /// The Lease's namespace. Default: the pod's own, else the kubeconfig's
+    #[arg(long, env = "CONSUL_LOCK_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<Name>,
+}
+
 impl RawController {
     fn validate(self, matches: &ArgMatches) -> Result<ControllerConfig, CliError> {
+        let installation = self.installation;
         Ok(ControllerConfig {
             consul: self.consul.validate(matches)?,
             admin_addr: self.admin_addr,
-            key_prefix: self.key_prefix,
-            cluster_name: self.cluster_name,
-            lease_namespace: self.lease_namespace,
-            lease_name: self.lease_name,
+            key_prefix: installation.key_prefix,
+            cluster_name: installation.cluster_name,
+            lease_namespace: installation.lease_namespace,
+            lease_name: installation.lease_name,
             timings: Timings::new(
                 self.lease_duration,
                 self.lease_renew_deadline,
                 self.lease_retry_period,
             )?,
-            watch_namespaces: self.watch_namespaces,
+            watch_namespaces: installation.watch_namespaces,
             per_claim_metrics: self.per_claim_metrics,
             log_format: self.log_format,
             log: self.log,

@@ -12,6 +12,7 @@ use tokio::{io::Interest, net::UnixStream};
 
 use super::{
     descendants::{self, AGAIN, Child as Descendant, Descendants},
+    guard::GUARD,
     notice::{Deadlines, Notice},
     orders::{self, Order, Received, Report},
 };
@@ -54,7 +55,7 @@ impl Child {
         orders::send_start(&ours, order, io::stdin().as_fd())?;
         // This very program, even if its file has been replaced since.
         let mut guard = Command::new("/proc/self/exe");
-        guard.arg0("consul-lock").arg("guard").arg("--").args(command);
+        guard.arg0(GUARD).args(command);
         for name in hidden {
             guard.env_remove(name);
         }

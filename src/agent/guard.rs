@@ -28,12 +28,7 @@ use nix::sys::{
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fd::OwnedFd,
     process::{Pid, Signal, WaitStatus, kill_process_group},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-        timerfd_settime,
-    },
 };
 
 use super::{
@@ -41,6 +36,7 @@ use super::{
     descendants::{self, AGAIN, Child, Descendants, Told},
     notice::Deadlines,
     orders::{self, Ending, Order, Received, Report},
+    timer::Timer,
     valid_until::{self, VALID_UNTIL_FILE},
 };
 use crate::clock::{Clock, Instant};
@@ -103,6 +99,9 @@ impl Duty {
     }
 }
 
+/// The name by which this program is started to be a guard.
+pub const GUARD: &str = "consul-lock-guard";
+
 /// Guards `command`, program and arguments, for the `run` at the other end of standard input.
 /// Returns when nothing is left of it.
 ///
@@ -117,8 +116,7 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
     let file = std::env::var_os(VALID_UNTIL_FILE).map(PathBuf::from);
     let descendants = descendants::adopt()?;
     cgroup::sweep();
-    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-    let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+    let timer = Timer::new()?;
     let (clock, duty) = (Clock::boot(), Duty::Hold(deadlines));
     if duty.at(clock.now()) != duty {
         return Err(io::ErrorKind::TimedOut.into());
@@ -167,7 +165,7 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
 
 struct Guard<'a> {
     socket: BorrowedFd<'a>,
-    timer: OwnedFd,
+    timer: Timer,
     /// Readable when a child has ended or stopped.
     signals: SignalFd,
     clock: Clock,
@@ -262,15 +260,7 @@ impl Guard<'_> {
 
     /// Returns when there is news, or it is time. Early returns do no harm.
     fn wait_until(&self, due: Instant) {
-        let at = due.since_boot();
-        let timer = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec {
-                tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: at.subsec_nanos().into(),
-            },
-        };
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &timer);
+        self.timer.set(Some(due));
         let mut watched = [
             PollFd::new(&self.timer, PollFlags::IN),
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),

@@ -28,10 +28,11 @@ mod sidecar;
 mod signals;
 mod terminal;
 mod terms;
+mod timer;
 mod valid_until;
 mod work;
 
-pub use guard::guard;
+pub use guard::{GUARD, guard};
 pub use nested::Outer;
 pub use notice::{Notice, NoticeError};
 pub use run::{Outcome, RunError, RunSettings, run};

@@ -5,16 +5,15 @@ use std::{ffi::OsStr, path::PathBuf, time::Duration};
 use clap::{ArgMatches, Args, Command, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{
-    CliError, ClusterName, ConsulFlags, Name, boolean, duration, key_prefix, unset_if_empty,
-};
-use crate::{
-    kubectl::{Access, DoctorSettings, Format, KubectlSettings, Order, Patience, Scope},
-    names::Key,
-};
+use super::{CliError, ConsulFlags, InstallationFlags, Name, boolean, duration, unset_if_empty};
+use crate::kubectl::{Access, DoctorSettings, Format, KubectlSettings, Order, Patience, Scope};
 
 /// The name under which kubectl finds its plugin.
 const PLUGIN: &str = "kubectl-consullock";
+
+/// The name under which kubectl asks what may be typed behind the plugin's
+/// (<https://kubernetes.io/docs/tasks/extend-kubectl/kubectl-plugins/>).
+const COMPLETER: &str = "kubectl_complete-consullock";
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, or the API server or Consul said no, or \
     doctor found something; 2 wrong usage; 75 it did not come about within --timeout.";
@@ -22,6 +21,11 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, or the API server or Co
 /// Whether the program was started as kubectl's plugin.
 pub(super) fn is_plugin(program: &OsStr) -> bool {
     std::path::Path::new(program).file_name().is_some_and(|name| name == PLUGIN)
+}
+
+/// Whether kubectl wants to know what may be typed.
+pub(super) fn is_completer(program: &OsStr) -> bool {
+    std::path::Path::new(program).file_name().is_some_and(|name| name == COMPLETER)
 }
 
 /// Who holds which Consul lock, and what to do about it by hand
@@ -199,28 +203,8 @@ pub(super) struct RawRelease {
 
 #[derive(Args)]
 pub(super) struct RawDoctor {
-    /// The controller's: what keys begin with
-    #[arg(long, env = "CONSUL_LOCK_KEY_PREFIX", value_name = "KEY")]
-    #[arg(default_value = "consul-lock", value_parser = key_prefix)]
-    key_prefix: Key,
-
-    /// The controller's: this cluster's name in Consul
-    #[arg(long, env = "CONSUL_LOCK_CLUSTER_NAME", value_name = "NAME")]
-    cluster_name: Option<ClusterName>,
-
-    /// The controller's: the namespaces that it is confined to (comma list). Default: all
-    #[arg(long, env = "CONSUL_LOCK_WATCH_NAMESPACES", value_name = "NAMES")]
-    #[arg(value_delimiter = ',')]
-    watch_namespaces: Vec<Name>,
-
-    /// The controller's: the Lease by which its replicas elect a leader
-    #[arg(long, env = "CONSUL_LOCK_LEASE_NAME", value_name = "NAME")]
-    #[arg(default_value = "consul-lock")]
-    lease_name: Name,
-
-    /// The controller's: the Lease's namespace. Default: the kubeconfig's, or the pod's own
-    #[arg(long, env = "CONSUL_LOCK_LEASE_NAMESPACE", value_name = "NAMESPACE")]
-    lease_namespace: Option<Name>,
+    #[command(flatten)]
+    installation: InstallationFlags,
 
     #[command(flatten)]
     output: OutputFlag,
@@ -274,14 +258,15 @@ impl RawKubectl {
             }
             RawKubectl::Doctor(raw) => {
                 let matches = matches.subcommand_matches("doctor").unwrap_or(matches);
+                let installation = raw.installation;
                 let text = |name: &Name| name.as_str().to_owned();
                 let settings = DoctorSettings {
                     consul: raw.consul.validate(matches)?,
-                    key_prefix: raw.key_prefix,
-                    cluster_name: raw.cluster_name.map(|name| name.as_str().to_owned()),
-                    watch_namespaces: raw.watch_namespaces.iter().map(text).collect(),
-                    lease_namespace: raw.lease_namespace.as_ref().map(text),
-                    lease_name: text(&raw.lease_name),
+                    key_prefix: installation.key_prefix,
+                    cluster_name: installation.cluster_name.map(|name| name.as_str().to_owned()),
+                    watch_namespaces: installation.watch_namespaces.iter().map(text).collect(),
+                    lease_namespace: installation.lease_namespace.as_ref().map(text),
+                    lease_name: text(&installation.lease_name),
                     format: raw.output.output,
                 };
                 raw.kube.with(Order::Doctor(Box::new(settings)))

@@ -11,7 +11,7 @@ use std::{
 use consul_lock::api::Phase;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use testbed::{Folder, reaper};
+use testbed::{Folder, reaper, tools::Tool};
 
 use crate::{
     fixtures::{PATIENCE, control_plane},
@@ -233,6 +233,31 @@ async fn a_tenure_is_handed_over_to_the_next_in_line_or_a_named_pod_in_order() {
     assert_eq!(site.status("lock").await.transitions, 5);
     witness.catches_up(&site).await;
     witness.assert_orderly();
+}
+
+#[test]
+fn kubectl_completes_the_plugin_s_commands_and_flags() {
+    let folder = Folder::new("completes").unwrap();
+    for name in ["kubectl-consullock", "kubectl_complete-consullock"] {
+        symlink(env!("CARGO_BIN_EXE_consul-lock"), folder.path().join(name)).unwrap();
+    }
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let completed = |words: &[&str]| {
+        let asked = [&["__complete", "consullock"], words].concat();
+        let mut kubectl = Tool::Kubectl.command(asked).unwrap();
+        let said = kubectl.env("PATH", &path).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+        String::from_utf8(said.stdout).unwrap()
+    };
+    assert_eq!(
+        completed(&["hand"]),
+        "handover\tHave a claim's tenure end in favour of another pod or contender\n:4\n"
+    );
+    let flags = completed(&["handover", "--t"]);
+    for flag in ["--to\t", "--timeout\t"] {
+        assert!(flags.contains(flag), "no {flag:?} in: {flags}");
+    }
+    assert_eq!(completed(&["x"]), ":4\n");
 }
 
 #[tokio::test]

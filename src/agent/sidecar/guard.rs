@@ -33,10 +33,6 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
     process::{Pid, Signal, kill_process},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-        timerfd_settime,
-    },
 };
 
 use super::app::{App, AppSettings};
@@ -46,6 +42,7 @@ use crate::{
         guard::ended,
         notice::Deadlines,
         orders::{self, Ending, Order, Received, Report},
+        timer::Timer,
     },
     clock::{Clock, Instant},
 };
@@ -126,10 +123,7 @@ pub fn guard(arguments: &[OsString], settings: &AppSettings, grace: Duration) ->
         arguments,
         app: App::new(settings)?,
         grace,
-        timer: timerfd_create(
-            TimerfdClockId::Boottime,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?,
+        timer: Timer::new()?,
         signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
         duty: Duty::Hold(Deadlines { term, kill: term + grace }),
         clock,
@@ -158,7 +152,7 @@ struct Guard<'a> {
     arguments: &'a [OsString],
     app: App,
     grace: Duration,
-    timer: OwnedFd,
+    timer: Timer,
     /// Readable when an agent has ended, or somebody wants us to.
     signals: SignalFd,
     clock: Clock,
@@ -314,16 +308,7 @@ impl Guard<'_> {
     /// Returns when there is news, or it is time. Early returns do no harm.
     fn wait(&self) {
         let due = [self.duty.due(self.clock.now()), self.again].into_iter().flatten().min();
-        // Zero would switch it off, which is what nothing to wait for means.
-        let at = due.map_or(Duration::ZERO, Instant::since_boot);
-        let timer = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec {
-                tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: at.subsec_nanos().into(),
-            },
-        };
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &timer);
+        self.timer.set(due);
         let socket: Option<BorrowedFd<'_>> =
             self.agent.as_ref().and_then(|agent| agent.socket.as_ref()).map(AsFd::as_fd);
         let timer = PollFd::new(&self.timer, PollFlags::IN);
