@@ -5,6 +5,7 @@ use consul_lock::consul::Consul;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::Api;
 use serde_json::{Value, json};
+use testbed::{Consul as Server, ConsulConfig};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -237,4 +238,32 @@ async fn a_leaked_session_and_a_key_that_is_not_allowed_are_found_with_what_repa
     let problems = said.out.lines().filter(|line| line.contains("   PROBLEM   "));
     assert_eq!(problems.count(), 2, "{}", said.out);
     site.consul.destroy_session(&leaked).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consul_that_grants_no_ttl_as_short_as_a_claim_wants_is_found_with_the_setting_to_change()
+{
+    let config = ConsulConfig { session_ttl_min: "20s".to_owned(), ..ConsulConfig::default() };
+    let consul = tokio::task::spawn_blocking(|| Server::start(config)).await.unwrap().unwrap();
+    let site = Site::on("too-short", &consul.address()).await;
+    site.create("brief", json!({ "session": { "ttl": "12s" } })).await;
+    let (cluster, namespace) = (site.cluster(), &site.namespace);
+    let flags = [
+        format!("--cluster-name={cluster}"),
+        format!("--key-prefix={cluster}"),
+        format!("--watch-namespaces={namespace}"),
+    ];
+    let args = [&["doctor", "-o=json"][..], &flags.each_ref().map(String::as_str)].concat();
+    let plugin = Plugin::install();
+    let mut command = plugin.command(&site, &args);
+    command.envs(consul.env());
+    let said = crate::kubectl::Said::of(command).await;
+    let rows: Value = serde_json::from_str(&said.out).unwrap();
+    let row =
+        rows.as_array().unwrap().iter().find(|row| row["check"] == "Consul: grants a TTL of 12s");
+    let row = row.unwrap_or_else(|| panic!("no such row: {rows:#}"));
+    assert_eq!(row["verdict"], "Problem", "{row:#}");
+    let repair = row["repair"][0].as_str().unwrap();
+    assert!(repair.contains("session_ttl_min") && repair.contains("spec.session.ttl"), "{row:#}");
+    assert_eq!(said.code, Some(1));
 }

@@ -1,11 +1,6 @@
 //! `consul-lock run` with a real Consul: the command, its guard, and what ends them.
 
-use std::{
-    io::{Read as _, Write as _},
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
-    time::Duration,
-};
+use std::{io::Write as _, path::PathBuf, process::Stdio, time::Duration};
 
 use consul_lock::{
     api::{ConsulLockStatus, Phase},
@@ -13,12 +8,13 @@ use consul_lock::{
 };
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use testbed::{Fault, Proxy, reaper, wait_for};
+use testbed::{Fault, Proxy, wait_for};
 
 use crate::{
     consul_access::token,
     fixtures::{LOCK_FLAGS, PATIENCE, guarded_consul, shared_consul, unique},
     site::{self, Site},
+    terminal::Terminal,
 };
 
 mod cgroups;
@@ -28,8 +24,8 @@ pub(crate) mod scene;
 mod trials;
 
 use scene::{
-    Scene, VALID_UNTIL_FILE, all_gone, all_gone_and_told, assert_ended, is_alive, is_stopped, kill,
-    parent, sessions, valid_until, variable,
+    Scene, VALID_UNTIL_FILE, all_gone, all_gone_and_told, assert_ended, foreground, is_alive,
+    is_stopped, kill, parent, sessions, valid_until, variable,
 };
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
@@ -561,58 +557,39 @@ fn command_of_a_frozen_guard_stops_before_valid_until() {
 
 // ---- a terminal ----
 
-/// A terminal, and what was started on it.
-struct Terminal {
-    script: Child,
-    keys: Option<ChildStdin>,
-}
-
-impl Terminal {
-    fn with(scene: &Scene, script: &str) -> Terminal {
-        // A shell that was started in the background is deaf to Ctrl-C, and so is what it starts.
-        let mut terminal = Command::new("env");
-        terminal.args(["--default-signal", "script", "-qec", script, "/dev/null"]);
-        terminal.env("CONSUL_HTTP_ADDR", &scene.address);
-        terminal.env("F", scene.folder.path()).env("B", env!("CARGO_BIN_EXE_consul-lock"));
-        terminal.env("K", &scene.key).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut script = reaper::spawn(&mut terminal).unwrap();
-        Terminal { keys: script.stdin.take(), script }
-    }
-
-    fn type_in(&mut self, keys: &str) {
-        self.keys.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// What was shown on it until its end.
-    fn shown(mut self) -> String {
-        let script = &mut self.script;
-        let ended = wait_for("the terminal's end", PATIENCE, || script.try_wait().unwrap());
-        ended.unwrap();
-        reaper::forget_process(script.id());
-        let mut shown = String::new();
-        script.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
-        shown
-    }
+/// A terminal with this scene's variables.
+fn terminal(scene: &Scene, command: &str) -> Terminal {
+    let folder = scene.folder.path().display().to_string();
+    let variables = [
+        ("CONSUL_HTTP_ADDR", scene.address.clone()),
+        ("F", folder),
+        ("B", env!("CARGO_BIN_EXE_consul-lock").to_owned()),
+        ("K", scene.key.clone()),
+    ];
+    Terminal::start(command, variables)
 }
 
 #[test]
 fn command_may_read_from_the_terminal_and_whoever_started_us_may_again_afterwards() {
     let scene = Scene::new("terminal");
     let script = "$B run --key $K -- sh -c 'read one; echo first $one'; read two; echo then $two";
-    let mut terminal = Terminal::with(&scene, script);
+    let mut terminal = terminal(&scene, script);
     terminal.type_in("hello\nworld\n");
-    let shown = terminal.shown();
+    let (_, shown) = terminal.shown();
     assert!(shown.contains("first hello\r\n") && shown.contains("then world\r\n"), "{shown}");
 }
 
 #[test]
 fn command_may_be_stopped_and_continued_on_the_terminal() {
     let scene = Scene::new("stopped");
-    let mut terminal = Terminal::with(&scene, "bash --norc -i");
+    let mut terminal = terminal(&scene, "bash --norc -i");
     terminal.type_in(&format!("$B run --key $K -- sh -c '{SLEEPER}'\n"));
     let sleeper = scene.process("sleeper");
     let guard = parent(sleeper);
     let run = parent(guard);
+    // Until then keys are for the run.
+    let lent = || (foreground(sleeper) == Some(sleeper)).then_some(());
+    wait_for("the command to have the terminal", PATIENCE, lent).unwrap();
     let stopped = |pid| if is_stopped(pid) { Some(()) } else { None };
     terminal.type_in("\x1a");
     wait_for("both to be stopped", PATIENCE, || stopped(sleeper).and(stopped(run))).unwrap();
@@ -623,7 +600,7 @@ fn command_may_be_stopped_and_continued_on_the_terminal() {
     terminal.type_in("\x03");
     all_gone(&[sleeper, guard, run]);
     terminal.type_in("echo code $?\nexit\n");
-    let shown = terminal.shown();
+    let (_, shown) = terminal.shown();
     assert!(shown.contains("code 130\r\n"), "{shown}");
     scene.assert_nothing_left();
 }

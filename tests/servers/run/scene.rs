@@ -184,6 +184,11 @@ pub(super) fn is_stopped(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat[0] == "T")
 }
 
+/// The process group in the foreground of this process's terminal.
+pub(super) fn foreground(pid: Pid) -> Option<Pid> {
+    Pid::from_raw(stat(pid)?[5].parse().ok()?)
+}
+
 pub(super) fn parent(pid: Pid) -> Pid {
     Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
 }
