@@ -8,7 +8,7 @@ GO ?= go
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint generate servers tools bench need-rust need-lints need-go need-cc
+.PHONY: help demo test soak lint generate image servers tools bench need-rust need-lints need-go need-cc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,14 @@ generate: need-rust need-cc ## write crds/ and man/ anew from the Rust types
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
 	@rm -f man/*.1
 	$(CARGO) run --quiet --locked -- man man
+
+# The folder that cargo builds into.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+image: need-rust need-cc ## make the container image without an engine: target/image/consul-lock.tar
+	$(CARGO) build --release --locked --package consul-lock
+	$(CARGO) run --quiet --locked --package testbed -- \
+		image $(TARGET)/release/consul-lock $(TARGET)/image/consul-lock.tar
 
 servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed

@@ -45,6 +45,9 @@ pub struct ConsulConfig {
     pub persistent: bool,
     /// Serve plain HTTP on these addresses as well, such as [`crate::Cluster::gateway`].
     pub also_on: Vec<Ipv4Addr>,
+    /// Answer DNS on port 53 of this address, such as [`crate::Cluster::gateway`]; that takes root.
+    /// A service `x` of its catalog is there called `x.service.consul`.
+    pub dns_on: Option<Ipv4Addr>,
     /// Anything else, merged over the agent's configuration at the top level.
     pub extra: Value,
 }
@@ -60,6 +63,7 @@ impl Default for ConsulConfig {
             unix_socket: false,
             persistent: false,
             also_on: Vec::new(),
+            dns_on: None,
             extra: Value::Null,
         }
     }
@@ -346,8 +350,15 @@ fn agent_config(
         file["data_dir"] = json!(folder.path().join("data"));
     }
     if config.acl {
-        let tokens = json!({"initial_management": MANAGEMENT_TOKEN, "agent": MANAGEMENT_TOKEN});
+        let mut tokens = json!({"initial_management": MANAGEMENT_TOKEN, "agent": MANAGEMENT_TOKEN});
+        if config.dns_on.is_some() {
+            tokens["dns"] = json!(MANAGEMENT_TOKEN); // whoever asks DNS shows no token
+        }
         file["acl"] = json!({"enabled": true, "default_policy": "deny", "tokens": tokens});
+    }
+    if let Some(address) = config.dns_on {
+        file["addresses"]["dns"] = json!(address);
+        file["ports"]["dns"] = json!(53);
     }
     if let Some(limit) = config.http_max_conns_per_client {
         file["limits"] = json!({"http_max_conns_per_client": limit});

@@ -1,17 +1,23 @@
 //! `testbed`: the test bed from a shell. `make` calls it.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use testbed::tools::{Tool, ToolError};
-use testbed::{BedError, Cluster, Folder, Recipe, Server};
+use testbed::{BedError, Cluster, Folder, Layer, PRODUCT_IMAGE, ProductImage, Recipe, Server};
 
 mod demo;
 
 const USAGE: &str = "\
 usage: testbed tools    find or build all that tests need here, and say where it is
        testbed servers  the same without what only a node needs that runs pods
-       testbed demo     start the servers and the controller, and tell a story to watch";
+       testbed demo     start the servers and the controller, and tell a story to watch
+       testbed image BINARY ARCHIVE
+                        make the container image of this binary, as an OCI archive";
+
+/// What the image may take on a node, at most.
+const IMAGE_MAX_BYTES: u64 = 25_000_000;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +26,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(),
         ["tools"] => tools().map_err(|error| error.to_string()),
         ["servers"] => find(Tool::SERVERS).map_err(|error| error.to_string()),
+        ["image", binary, archive] => image(binary.as_ref(), archive.as_ref()),
         // For the test of the reaper alone: ends badly while a server runs.
         ["end-badly", "cluster"] => end_badly_with_a_cluster().map_err(|error| error.to_string()),
         ["end-badly", how] => end_badly(how).map_err(|error| error.to_string()),
@@ -50,6 +57,28 @@ fn tools() -> Result<(), ToolError> {
             println!("left out, as no node can run here ({why}): kubelet, containerd and the like");
             Ok(())
         }
+    }
+}
+
+/// Makes the image, and says how big it is.
+fn image(binary: &Path, archive: &Path) -> Result<(), String> {
+    let image = ProductImage::of(binary).map_err(|error| error.to_string())?;
+    let write = || {
+        std::fs::create_dir_all(archive.with_file_name(""))?;
+        image.image.write(archive, Layer::Gzip)?;
+        Ok::<_, BedError>((image.size()?, archive.metadata()?.len()))
+    };
+    let (size, sent) = write().map_err(|error| error.to_string())?;
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "{}: {PRODUCT_IMAGE}, {:.1} MB on a node, {:.1} MB to send",
+        archive.display(),
+        megabytes(size),
+        megabytes(sent)
+    );
+    match size <= IMAGE_MAX_BYTES {
+        true => Ok(()),
+        false => Err(format!("that is more than {:.0} MB", megabytes(IMAGE_MAX_BYTES))),
     }
 }
 

@@ -10,6 +10,7 @@ mod controller;
 mod disturbances;
 mod elections;
 mod firings;
+mod image;
 mod kubelet;
 mod partition;
 mod pods;

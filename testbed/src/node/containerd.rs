@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::enclosure::Enclosure;
 use super::host;
-use super::image::SANDBOX_IMAGE;
 use super::network::Network;
 use crate::folder::Folder;
+use crate::image::SANDBOX_IMAGE;
 use crate::process::{BedError, GRACE, Recipe, Server};
 use crate::run::run;
 use crate::tools::Tool;

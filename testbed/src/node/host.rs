@@ -9,14 +9,12 @@ const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 
 /// Programs beside our own tools, and Debian's packages of them.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
     ("mount", "mount"),
-    ("tar", "tar"),
-    ("sha256sum", "coreutils"),
 ];
 
 /// Why no node can run here; nothing if one can.

@@ -17,7 +17,6 @@ mod cgroups;
 mod containerd;
 mod enclosure;
 mod host;
-mod image;
 mod island;
 mod kubelet;
 mod leftovers;
@@ -33,13 +32,13 @@ use std::time::Duration;
 
 use containerd::Containerd;
 use enclosure::Enclosure;
-pub use image::{BACKEND_IMAGE, Image};
 pub use island::Island;
 use loops::Place;
 use network::Network;
 
 use crate::control_plane::{ControlPlane, Setting};
 use crate::folder::{Folder, tail};
+use crate::image::{Image, Layer};
 use crate::process::{BedError, Recipe, Server};
 use crate::run::run;
 use crate::tools::Tool;
@@ -282,7 +281,7 @@ impl Cluster {
     /// Makes an image known to the node. Its name must have a tag.
     ///
     /// # Errors
-    /// It could not be packed or imported.
+    /// It could not be written or imported.
     pub fn import(&self, image: &Image) -> Result<(), BedError> {
         import(&self.containerd, image, &self.folder)
     }
@@ -354,7 +353,8 @@ fn start_runtime(network: &Network, folder: &Folder) -> Result<(Enclosure, Conta
 }
 
 fn import(containerd: &Containerd, image: &Image, folder: &Folder) -> Result<(), BedError> {
-    let archive = image.archive(folder)?;
+    let archive = folder.path().join(format!("{}.tar", image.name.replace(['/', ':'], "-")));
+    image.write(&archive, Layer::Plain)?;
     let mut command = containerd.ctr(["images", "import"])?;
     run(command.arg(&archive), STEP_ALLOWED)?;
     Ok(std::fs::remove_file(archive)?)

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Puts together the file system of the image: the binary, the C library that it was linked with,
+# and what that needs to look names up. The Dockerfile and `make image` both call it, so that they
+# make the same image.
+#
+# The C library is the one of the machine that builds, linked dynamically: a static glibc looks names
+# up with modules that it does not find in an image. musl would not need them, but Rust's library
+# for it is in no package of Debian's.
+set -eu
+
+[ $# -eq 2 ] || { echo "usage: $0 BINARY NEW-FOLDER" >&2; exit 2; }
+binary=$1 root=$2
+
+fail() { echo "$0: $1" >&2; exit 1; }
+
+certificates=/etc/ssl/certs/ca-certificates.crt
+[ -e "$certificates" ] || fail "no $certificates (Debian: apt install ca-certificates)"
+command -v strip >/dev/null || fail "strip is missing (Debian: apt install binutils)"
+
+# Since 2.34 the C library looks names up by itself; before, a module did, which is not copied.
+libc=$(getconf GNU_LIBC_VERSION) || fail "the C library of this machine is not glibc"
+echo "$libc" | awk '{ split($2, v, "."); exit !(v[1] > 2 || v[2] >= 34) }' ||
+    fail "$libc is too old: the image needs 2.34 or later"
+
+mkdir -p "$(dirname "$root")"
+mkdir "$root"
+put() { install -D -m "$1" "$2" "$root/$3"; }
+
+put 755 "$binary" consul-lock
+strip --strip-all "$root/consul-lock"
+
+# Libraries, and the program that loads them, go where they are here.
+needed=$(ldd "$binary") || fail "ldd $binary: $needed"
+case $needed in *"not found"*) fail "$binary needs what is not here: $needed" ;; esac
+for library in $(echo "$needed" | tr -s ' \t' '\n\n' | grep '^/'); do
+    put 755 "$library" "$library"
+done
+
+put 644 "$certificates" "$certificates"
+mkdir -p "$root/etc"
+# Names of this file first: without it the C library asks DNS first.
+echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+echo 'consul-lock:x:65532:65532::/:/sbin/nologin' >"$root/etc/passwd"
+echo 'consul-lock:x:65532:' >"$root/etc/group"
+chmod 644 "$root/etc/nsswitch.conf" "$root/etc/passwd" "$root/etc/group"
+
+# Terms, and which Debian packages these are, as scanners for vulnerabilities look for it.
+put 644 LICENSE usr/share/doc/consul-lock/LICENSE
+if command -v dpkg-query >/dev/null; then
+    for package in libc6 libgcc-s1 ca-certificates; do
+        put 644 "/usr/share/doc/$package/copyright" "usr/share/doc/$package/copyright"
+        mkdir -p "$root/var/lib/dpkg/status.d"
+        dpkg-query --status "$package" >"$root/var/lib/dpkg/status.d/$package"
+        chmod 644 "$root/var/lib/dpkg/status.d/$package"
+    done
+fi
