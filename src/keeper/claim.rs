@@ -110,7 +110,9 @@ impl<C: Consul, V: Validity> ClaimKeeper<C, V> {
     }
 
     /// Keeps the claim until it is told to stop and has stopped, cleanly or not.
-    pub(super) async fn run(mut self) {
+    ///
+    /// Boxed: by value the task would have room for several copies of it.
+    pub(super) async fn run(mut self: Box<Self>) {
         let _alarm = self.shared.alarm();
         self.lock.look_again();
         self.obey();

@@ -341,7 +341,7 @@ impl<C: Consul> Keepers<C> {
     ) -> Claim {
         let (commands, received) = channel::channel(command);
         let wake = (self.wake.clone(), id.clone());
-        let keeper = ClaimKeeper::new(
+        let keeper = Box::new(ClaimKeeper::new(
             &self.shared,
             &self.watches,
             received,
@@ -349,7 +349,7 @@ impl<C: Consul> Keepers<C> {
             session,
             // Nobody listens any more when the process stops leading.
             Box::new(move || drop(wake.0.send(wake.1.clone()))),
-        );
+        ));
         let claim = Claim { commands, shown: keeper.shown() };
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}

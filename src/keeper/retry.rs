@@ -43,19 +43,24 @@ impl Backoff {
 impl<C: Consul> Shared<C> {
     /// One attempt: `work`, for no longer than `within`. Running out of time leaves the outcome
     /// open.
-    pub(super) async fn attempt<T>(
+    pub(super) fn attempt<T>(
         &self,
         operation: Operation,
         within: Duration,
         work: impl Future<Output = Result<T, ConsulError>>,
-    ) -> Result<T, ConsulError> {
-        match self.clock.timeout(within, work).await {
-            Ok(result) => result,
-            Err(elapsed) => {
-                // The client, whose call was cut off, cannot count it.
-                let class = Class::UnknownOutcome;
-                self.metrics.consul_answered(operation.as_str(), class.as_str(), within);
-                Err(ConsulError { operation, class, message: elapsed.to_string() })
+    ) -> impl Future<Output = Result<T, ConsulError>> {
+        // By value every future around it would have room for a copy or two of its own, a thousand
+        // times where a thousand locks are wanted at once.
+        let work = Box::pin(work);
+        async move {
+            match self.clock.timeout(within, work).await {
+                Ok(result) => result,
+                Err(elapsed) => {
+                    // The client, whose call was cut off, cannot count it.
+                    let class = Class::UnknownOutcome;
+                    self.metrics.consul_answered(operation.as_str(), class.as_str(), within);
+                    Err(ConsulError { operation, class, message: elapsed.to_string() })
+                }
             }
         }
     }

@@ -237,14 +237,16 @@ impl Contender {
             // Whoever shares a session does not adopt.
             let (joint, task) = Joint::new(Arc::clone(&shared), session);
             let session = (joint.share(answers.clone()), answers);
-            let keeper = ClaimKeeper::new(&shared, &watches, received, None, session, wake);
+            let keeper =
+                Box::new(ClaimKeeper::new(&shared, &watches, received, None, session, wake));
             let shown = keeper.shown();
             (Box::pin(futures::future::join(keeper.run(), task).map(|((), ())| ())), shown)
         } else {
             let known = recorded.as_ref().map(|recorded| recorded.session.clone());
             let session = SessionKeeper::new(Arc::clone(&shared), answers.clone(), session, known);
             let session = (session, answers);
-            let keeper = ClaimKeeper::new(&shared, &watches, received, recorded, session, wake);
+            let keeper =
+                Box::new(ClaimKeeper::new(&shared, &watches, received, recorded, session, wake));
             let shown = keeper.shown();
             (Box::pin(keeper.run()), shown)
         };
