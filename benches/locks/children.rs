@@ -1,4 +1,4 @@
-//! Rows about processes: `consul-lock run` beside `consul lock`.
+//! Rows about processes: `consul-lock run` beside `consul lock`, and a program on `api.Lock`.
 
 use std::{
     fs,
@@ -35,7 +35,16 @@ enum Means {
     /// With the shortest TTL that Consul allows, and without a lock-delay.
     RunBrisk,
     ConsulLock,
+    /// A program on Go's `api.Lock`, which counts as the command for as long as it believes that it
+    /// holds the lock.
+    ApiLock,
 }
+
+/// Says that a program on `api.Lock` holds, and ends when that says that it has lost.
+const BELIEVER: &str = r#"sleep 900 | "$1" "$2" | while read word rest; do case $word in
+    locked) echo $$ $(date +%s%N) >> "$3" ;;
+    lost) kill -9 $$ ;;
+esac; done"#;
 
 /// A key, and what becomes of the commands under it.
 struct Scene {
@@ -78,6 +87,13 @@ impl Scene {
                 command
             }
             Means::ConsulLock => consul.cli(["lock", &self.key, &script])?,
+            Means::ApiLock => {
+                let program = consul.api_lock([])?.get_program().to_owned();
+                let mut command = Command::new("sh");
+                command.args(["-c", BELIEVER, "believer"]).arg(program);
+                command.arg(&self.key).arg(self.file()).envs(consul.env());
+                command
+            }
         };
         command.env("CONSUL_HTTP_ADDR", address);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -206,7 +222,7 @@ pub(crate) fn killed(consul: &Consul, count: usize, table: &mut Table) -> Outcom
 /// A machine dies with everything on it, and another one holds the lock.
 pub(crate) fn machine_dies(consul: &Consul, count: usize, table: &mut Table) -> Outcome<()> {
     say(format!("{count} machines die for each, which takes most of a minute"));
-    let all = [Means::Run, Means::RunBrisk, Means::ConsulLock];
+    let all = [Means::Run, Means::RunBrisk, Means::ConsulLock, Means::ApiLock];
     let mut scenes = Vec::new();
     for means in all.into_iter().flat_map(|means| std::iter::repeat_n(means, count.max(1))) {
         let scene = Scene::new(means)?;
@@ -241,18 +257,20 @@ pub(crate) fn machine_dies(consul: &Consul, count: usize, table: &mut Table) -> 
         let met = ours <= peer.mul_f64(0.45);
         table.push(row.ratio(ours, peer).aim(Aim::Wish, "at most 0.45 of it", met));
     }
-    table.note(
+    table.note(format!(
         "Consul ends a session two TTLs after its last renewal, and the lock-delay follows: both \
-         are 15 s by default, with `consul lock` as with us."
-            .to_owned(),
-    );
+         are 15 s by default, with `consul lock` as with us, and with api.Lock, after whose holder \
+         the next holds {} later.",
+        milliseconds(of(Means::ApiLock)?)
+    ));
     Ok(())
 }
 
 /// Packets are dropped between a holder and Consul: how long two commands run.
 pub(crate) fn silence(consul: &Consul, with_peer: bool, table: &mut Table) -> Outcome<()> {
-    say("packets are dropped; the peer needs minutes to notice");
-    let all: &[Means] = if with_peer { &[Means::Run, Means::ConsulLock] } else { &[Means::Run] };
+    say("packets are dropped; the peers need minutes to notice");
+    let everybody = [Means::Run, Means::ConsulLock, Means::ApiLock];
+    let all = if with_peer { &everybody[..] } else { &everybody[..1] };
     let mut scenes = Vec::new();
     for means in all {
         let proxy = Proxy::tcp(consul.http())?;
@@ -283,8 +301,10 @@ pub(crate) fn silence(consul: &Consul, with_peer: bool, table: &mut Table) -> Ou
         let next = scene.wait_start(2)?.at;
         overlaps.push(between(next, end.unwrap_or_else(wall)));
     }
-    let row = Row::new("packets dropped: two commands run for").value(milliseconds(overlaps[0]));
-    let peer = overlaps.get(1).map_or("left out".to_owned(), |peer| milliseconds(*peer));
-    table.push(row.floor(peer).aim(Aim::Must, "0", overlaps[0].is_zero()));
+    for (what, at) in [("packets dropped: two commands run for", 1), ("- beside api.Lock", 2)] {
+        let row = Row::new(what).value(milliseconds(overlaps[0]));
+        let peer = overlaps.get(at).map_or("left out".to_owned(), |peer| milliseconds(*peer));
+        table.push(row.floor(peer).aim(Aim::Must, "0", overlaps[0].is_zero()));
+    }
     Ok(())
 }
