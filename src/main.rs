@@ -166,8 +166,12 @@ fn run_command(config: RunConfig) -> Result<u8, Failure> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().map_err(Failure::Runtime)?;
     let consul = HttpConsul::new(config.consul)?;
-    let outcome = runtime.block_on(agent::run(consul, Clock::boot(), &config.settings))?;
-    Ok(match outcome {
+    let outcome = runtime.block_on(async {
+        let outcome = agent::run(consul.clone(), Clock::boot(), &config.settings).await;
+        consul.log_out().await;
+        outcome
+    });
+    Ok(match outcome? {
         Outcome::Code(code) => code,
         Outcome::Signal(number) => 128 + number,
         Outcome::Lost => 79,
@@ -223,8 +227,11 @@ async fn serve_agent(mut config: AgentConfig) -> Result<(), Failure> {
         }
     }
     let guarded = config.guarded;
-    let around = Surroundings { consul, clock, metrics, listener, kubernetes, guarded };
-    Ok(agent::agent(&config.settings, around).await?)
+    let around =
+        Surroundings { consul: consul.clone(), clock, metrics, listener, kubernetes, guarded };
+    let ended = agent::agent(&config.settings, around).await;
+    consul.log_out().await;
+    Ok(ended?)
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -314,6 +321,8 @@ async fn serve(mut config: ControllerConfig) -> Result<(), Failure> {
     }
     shared.stop.cancel();
     let stopped = shared.clock.timeout(STOP_WITHIN, parts.stopped()).await;
+    // Sessions stay for the next leader; the token that they were made with is not needed for that.
+    shared.consul.log_out().await;
     admin_stop.cancel();
     server.join_next().await;
     ended.and(stopped.unwrap_or(Err(Failure::Stuck)))

@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// What carries our own right to talk to Consul, and no command's.
-pub(super) const SECRETS: [&str; 2] = ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"];
+pub(super) const SECRETS: [&str; 3] =
+    ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_LOGIN_BEARER_TOKEN_FILE"];
 
 /// Why the command is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

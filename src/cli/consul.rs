@@ -6,7 +6,8 @@ use clap::{ArgMatches, Args, parser::ValueSource};
 
 use super::boolean;
 use crate::consul::http::{
-    HttpConfig, HttpConfigError, HttpConsul, Token, TokenError, TokenSource,
+    HttpConfig, HttpConfigError, HttpConsul, LoginSettings, SERVICE_ACCOUNT_TOKEN, Token,
+    TokenError, TokenSource,
 };
 
 /// Where Consul's own tools look if they are told nothing.
@@ -28,6 +29,20 @@ pub(super) struct ConsulFlags {
     /// A file that holds the ACL token; read again whenever it changes
     #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "PATH")]
     consul_http_token_file: Option<PathBuf>,
+
+    /// Log in by this auth method of Consul's, instead of having a token
+    #[arg(long, env = "CONSUL_LOGIN_AUTH_METHOD", value_name = "NAME")]
+    consul_login_auth_method: Option<String>,
+
+    /// The file that holds the bearer token to log in with; read again for each login
+    #[arg(long, env = "CONSUL_LOGIN_BEARER_TOKEN_FILE", value_name = "PATH")]
+    #[arg(default_value = SERVICE_ACCOUNT_TOKEN)]
+    consul_login_bearer_token_file: PathBuf,
+
+    /// What Consul notes of the token that a login makes (comma list)
+    #[arg(long, env = "CONSUL_LOGIN_META", value_name = "NAME=VALUE")]
+    #[arg(value_delimiter = ',', value_parser = meta)]
+    consul_login_meta: Vec<(String, String)>,
 
     /// true: an address without http:// or https:// means https://
     #[arg(long, env = "CONSUL_HTTP_SSL", value_name = "BOOL", value_parser = boolean)]
@@ -91,6 +106,13 @@ pub enum ConsulConfigError {
          into one PEM file and name it with --consul-cacert (CONSUL_CACERT)"
     )]
     CaFolder,
+    /// A token and a login.
+    #[error(
+        "--consul-login-auth-method (CONSUL_LOGIN_AUTH_METHOD): a login gets a token of its own; give \
+         either this, or --consul-http-token-file (CONSUL_HTTP_TOKEN_FILE) or --consul-http-token \
+         (CONSUL_HTTP_TOKEN)"
+    )]
+    TokenAndLogin,
     /// What the client says of the rest.
     #[error("{flags}: {source}")]
     Client {
@@ -118,6 +140,15 @@ impl ConsulFlags {
             self.consul_http_token,
             typed("consul_http_token") && !typed("consul_http_token_file"),
         )?;
+        let token = match (self.consul_login_auth_method, token) {
+            (None, token) => token,
+            (Some(method), TokenSource::None) => TokenSource::Login(LoginSettings {
+                method,
+                bearer_token_file: self.consul_login_bearer_token_file,
+                meta: self.consul_login_meta,
+            }),
+            (Some(_), _) => return Err(ConsulConfigError::TokenAndLogin),
+        };
         let address = self.consul_http_addr.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned());
         let mut config = HttpConfig::new(scheme(address, self.consul_http_ssl == Some(true)));
         config.token = token;
@@ -146,6 +177,11 @@ fn token(
         (_, Some(value)) => TokenSource::Value(Token::new(&value)?),
         _ => TokenSource::None,
     })
+}
+
+fn meta(raw: &str) -> Result<(String, String), String> {
+    let (name, value) = raw.split_once('=').ok_or("give NAME=VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn scheme(address: String, ssl: bool) -> String {
@@ -198,6 +234,27 @@ mod tests {
     }
 
     #[test]
+    fn a_login_is_by_the_pods_own_service_account_unless_another_file_is_named() {
+        let login = |args: &[&str]| match config(args).unwrap().token {
+            TokenSource::Login(login) => login,
+            other => panic!("{other:?}"),
+        };
+        let method = "--consul-login-auth-method=kubernetes";
+        let plain = login(&[method]);
+        assert_eq!(plain.method, "kubernetes");
+        let file = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+        assert_eq!(plain.bearer_token_file, PathBuf::from(file));
+        let all = login(&[
+            method,
+            "--consul-login-bearer-token-file=/jwt",
+            "--consul-login-meta=pod=shop/billing,node=n-1",
+        ]);
+        assert_eq!(all.bearer_token_file, PathBuf::from("/jwt"));
+        let meta = [("pod", "shop/billing"), ("node", "n-1")];
+        assert_eq!(all.meta, meta.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    #[test]
     fn ssl_adds_the_scheme_to_a_bare_address() {
         assert_eq!(config(&["--consul-http-addr=c:8501"]).unwrap().address, "c:8501");
         assert_eq!(scheme("c:8501".to_owned(), true), "https://c:8501");
@@ -216,6 +273,12 @@ mod tests {
             (&["--consul-http-ssl-verify=false"], "CONSUL_HTTP_SSL_VERIFY", "CONSUL_CACERT"),
             (&["--consul-http-auth=me:s3cret"], "CONSUL_HTTP_AUTH", "CONSUL_HTTP_TOKEN_FILE"),
             (&["--consul-capath=/etc/ssl"], "CONSUL_CAPATH", "CONSUL_CACERT"),
+            (
+                &["--consul-login-auth-method=kubernetes", "--consul-http-token=x"],
+                "CONSUL_LOGIN_AUTH_METHOD",
+                "CONSUL_HTTP_TOKEN_FILE",
+            ),
+            (&["--consul-login-meta=pod"], "--consul-login-meta", "NAME=VALUE"),
         ] {
             let error = config(args).unwrap_err().to_string();
             assert!(error.contains(flag) && error.contains(allowed), "{args:?}: {error}");

@@ -33,6 +33,7 @@ mod address;
 mod answer;
 mod config;
 mod errors;
+mod login;
 mod survey;
 mod token;
 mod transport;
@@ -40,6 +41,7 @@ mod wire;
 
 pub use address::AddressError;
 pub use config::{HttpConfig, HttpConfigError, Observer};
+pub use login::{LoginSettings, SERVICE_ACCOUNT_TOKEN};
 pub use survey::{Census, date};
 pub use token::{Token, TokenError, TokenFileError, TokenSource};
 pub use transport::ensure_tls_provider;
@@ -54,6 +56,19 @@ const SMALL: usize = 2 * 1024 * 1024;
 const LARGE: usize = 256 * 1024 * 1024;
 /// An abandoned blocking query stays with Consul until its wait ends.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// What a request's URL is, for whichever tenant.
+fn url<'a>(
+    address: &Address,
+    tenant: &[(&'static str, String)],
+    segments: impl IntoIterator<Item = &'a str>,
+) -> Url {
+    let mut url = address.url(segments);
+    for (name, value) in tenant {
+        url.query_pairs_mut().append_pair(name, value);
+    }
+    url
+}
 
 /// The client. Clones share connections and limits.
 #[derive(Clone)]
@@ -83,7 +98,8 @@ impl HttpConsul {
         let clock = Clock::boot();
         let mut address = Address::parse(&config.address)?;
         config::needs_tls(&config, &address)?;
-        let transport = Transport::new(&config, &address, clock.clone())?;
+        // Certificates are looked at under another name, if one is given; the connection goes here.
+        let place = address.clone();
         if let Some(name) = &config.tls_server_name {
             // An IP address would be connected to instead of looked up.
             let named = address.base.set_host(Some(name)).is_ok();
@@ -91,10 +107,23 @@ impl HttpConsul {
                 return Err(HttpConfigError::ServerName(name.clone()));
             }
         }
-        let tenant = [("ns", config.namespace), ("partition", config.partition)];
-        let tenant = tenant.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let tenant = [("ns", config.namespace.clone()), ("partition", config.partition.clone())];
+        let tenant: Vec<_> =
+            tenant.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let login = url(&address, &tenant, ["v1", "acl", "login"]);
+        let transport = Transport::new(&config, &place, login, clock.clone())?;
         let observer = config.observer;
         Ok(HttpConsul(Arc::new(Inner { address, tenant, transport, clock, observer })))
+    }
+
+    /// Gives the token back that was got by a login, if there is one. Whoever asks for something
+    /// afterwards logs in anew. Ends within two seconds; what Consul does not answer is logged.
+    ///
+    /// # Cancellation
+    /// Dropped, it may leave the token to its own end.
+    pub async fn log_out(&self) {
+        let url = url(&self.0.address, &self.0.tenant, ["v1", "acl", "logout"]);
+        self.0.transport.log_out(url).await;
     }
 
     /// A call with small answer and the usual time limit, to be adorned further.
@@ -104,10 +133,7 @@ impl HttpConsul {
         method: Method,
         segments: impl IntoIterator<Item = &'a str>,
     ) -> Call {
-        let mut url = self.0.address.url(segments);
-        for (name, value) in &self.0.tenant {
-            url.query_pairs_mut().append_pair(name, value);
-        }
+        let url = url(&self.0.address, &self.0.tenant, segments);
         Call { operation, method, url, body: None, body_max: SMALL, wait: None, also: &[] }
     }
 

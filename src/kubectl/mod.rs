@@ -262,8 +262,9 @@ pub async fn run(settings: KubectlSettings, clock: Clock) -> Result<u8, KubectlE
         Order::Release { claim, agreed, consul } => {
             let consul = HttpConsul::new(*consul).map_err(KubectlError::ConsulConfig)?;
             let screen = Screen::new(Format::Table);
-            let said = release::release(&cluster, &consul, &claim, agreed, &screen).await?;
-            screen.say(&said)
+            let said = release::release(&cluster, &consul, &claim, agreed, &screen).await;
+            consul.log_out().await;
+            screen.say(&said?)
         }
         Order::Doctor(settings) => {
             let well = doctor::examine(&cluster, *settings).await?;

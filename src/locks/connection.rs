@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::consul::http::{HttpConfig, HttpConsul, Token, TokenSource};
+use crate::consul::http::{
+    HttpConfig, HttpConsul, LoginSettings, SERVICE_ACCOUNT_TOKEN, Token, TokenSource,
+};
 
 /// Where Consul's own tools look if they are told nothing.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
@@ -44,8 +46,9 @@ impl Connection {
     /// As Consul's own tools are told: `CONSUL_HTTP_ADDR` (default 127.0.0.1:8500),
     /// `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_SSL`, `CONSUL_CACERT`,
     /// `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`, `CONSUL_NAMESPACE`,
-    /// `CONSUL_PARTITION`. What is set to nothing counts as not set. A token's file is read again
-    /// whenever it changes.
+    /// `CONSUL_PARTITION`; and to log in by an auth method, `CONSUL_LOGIN_AUTH_METHOD` and
+    /// `CONSUL_LOGIN_BEARER_TOKEN_FILE` (default: that of the pod's service account). What is set to
+    /// nothing counts as not set. A token's file is read again whenever it changes.
     ///
     /// # Errors
     /// [`ConnectError::Variable`], also for `CONSUL_HTTP_SSL_VERIFY=false`, `CONSUL_HTTP_AUTH` and
@@ -100,12 +103,34 @@ impl Connection {
         config.tls_server_name = text("CONSUL_TLS_SERVER_NAME")?;
         config.namespace = text("CONSUL_NAMESPACE")?;
         config.partition = text("CONSUL_PARTITION")?;
-        match (path("CONSUL_HTTP_TOKEN_FILE"), text("CONSUL_HTTP_TOKEN")?) {
-            (Some(file), _) => config.token = TokenSource::File(file),
-            (None, Some(token)) => return Connection(config).token(&token),
-            (None, None) => {}
+        let method = text("CONSUL_LOGIN_AUTH_METHOD")?;
+        match (method, path("CONSUL_HTTP_TOKEN_FILE"), text("CONSUL_HTTP_TOKEN")?) {
+            (None, Some(file), _) => config.token = TokenSource::File(file),
+            (None, None, Some(token)) => return Connection(config).token(&token),
+            (None, None, None) => {}
+            (Some(method), None, None) => {
+                let bearer = path("CONSUL_LOGIN_BEARER_TOKEN_FILE");
+                let bearer = bearer.unwrap_or_else(|| PathBuf::from(SERVICE_ACCOUNT_TOKEN));
+                return Ok(Connection(config).login(&method, bearer));
+            }
+            (Some(_), ..) => {
+                let allowed = "a login gets a token of its own; give no other";
+                return Err(refused("CONSUL_LOGIN_AUTH_METHOD", allowed));
+            }
         }
         Ok(Connection(config))
+    }
+
+    /// With the token that Consul gives for the bearer token in this file, by the auth method of this
+    /// name. [`Locks::close`](crate::Locks::close) gives it back.
+    #[must_use]
+    pub fn login(mut self, method: &str, bearer_token_file: impl Into<PathBuf>) -> Connection {
+        self.0.token = TokenSource::Login(LoginSettings {
+            method: method.to_owned(),
+            bearer_token_file: bearer_token_file.into(),
+            meta: Vec::new(),
+        });
+        self
     }
 
     /// With this ACL token.
@@ -183,6 +208,12 @@ mod tests {
         assert!(!format!("{config:?}").contains("s3cret"));
         let file = [("CONSUL_HTTP_TOKEN_FILE", "/token"), ("CONSUL_HTTP_TOKEN", "s3cret")];
         assert!(matches!(from(&file).unwrap().token, TokenSource::File(_)));
+        let login = from(&[("CONSUL_LOGIN_AUTH_METHOD", "kubernetes")]).unwrap();
+        let TokenSource::Login(login) = login.token else { panic!("{login:?}") };
+        assert_eq!(login.bearer_token_file, PathBuf::from(SERVICE_ACCOUNT_TOKEN));
+        let both = [("CONSUL_LOGIN_AUTH_METHOD", "kubernetes"), file[0]];
+        let error = from(&both).unwrap_err().to_string();
+        assert!(error.contains("CONSUL_LOGIN_AUTH_METHOD"), "{error}");
     }
 
     #[test]

@@ -45,6 +45,7 @@ use turns::Turns;
 /// With the last of its locks it ends at once, and nothing is sent: Consul ends the session between
 /// one and two TTLs after its last renewal. [`close`](Locks::close) ends it in order.
 pub struct Locks {
+    consul: HttpConsul,
     keepers: Arc<Keepers<HttpConsul>>,
     clock: Clock,
     settings: Settings,
@@ -133,9 +134,11 @@ impl Locks {
         // Nobody needs waking: a follower hears more.
         let (wake, _) = mpsc::unbounded_channel();
         let jitter = Arc::new(|| rand::random_range(0.0..1.0));
-        let keepers = Keepers::new(consul, clock.clone(), Metrics::new(false), jitter, wake);
+        let keepers =
+            Keepers::new(consul.clone(), clock.clone(), Metrics::new(false), jitter, wake);
         let keepers = keepers.sharing(session.clone(), settings.prefix.shared());
         Ok(Locks {
+            consul,
             keepers: Arc::new(keepers),
             clock,
             settings,
@@ -194,7 +197,8 @@ impl Locks {
         self.contend(key, Wait::NotAtAll).await
     }
 
-    /// Gives up every lock that is still held, and ends the session. Stop the work before.
+    /// Gives up every lock that is still held, ends the session, and logs out where there was a login.
+    /// Stop the work before.
     ///
     /// # Errors
     /// [`CloseError`] if Consul did not confirm it before it ends the session by itself.
@@ -202,7 +206,9 @@ impl Locks {
     /// # Cancellation
     /// Dropped, it leaves the session to its TTL.
     pub async fn close(self) -> Result<(), CloseError> {
-        if self.keepers.close().await { Ok(()) } else { Err(CloseError) }
+        let is_clean = self.keepers.close().await;
+        self.consul.log_out().await;
+        if is_clean { Ok(()) } else { Err(CloseError) }
     }
 
     async fn contend(&self, key: &str, wait: Wait) -> Result<Held, AcquireError> {

@@ -93,7 +93,7 @@ async fn release_asks_and_takes_no_for_no_and_yes_for_a_new_tenure_with_a_higher
     for answer in ["n", "", "yes please"] {
         let (code, shown) = answered(&plugin, &site, "lock", answer).await;
         assert_eq!(code, Some(1), "{answer:?}: {shown}");
-        for words in ["Release it? [y/N]", "nothing was done", &format!("pod a"), site.cluster()] {
+        for words in ["Release it? [y/N]", "nothing was done", "pod a", site.cluster()] {
             assert!(shown.contains(words), "{answer:?}: no {words:?} in: {shown}");
         }
     }

@@ -11,6 +11,7 @@ mod consul_access;
 mod consul_cluster;
 mod consul_contract;
 mod consul_faults;
+mod consul_login;
 mod consul_wire;
 mod corpus;
 mod elections;

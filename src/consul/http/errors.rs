@@ -96,7 +96,12 @@ pub(super) fn of_answer(operation: Operation, status: StatusCode, words: &str) -
 
 /// A fresh token is unknown to some servers for a while; every other denial stays.
 pub(super) fn of_denial(words: &str) -> Class {
-    if words.contains("ACL not found") { Class::Transient } else { Class::Denied }
+    if is_unknown_token(words) { Class::Transient } else { Class::Denied }
+}
+
+/// Whether Consul says that it does not know the token of a call.
+pub(super) fn is_unknown_token(words: &str) -> bool {
+    words.contains("ACL not found")
 }
 
 /// A body's text as one line that fits into a condition.

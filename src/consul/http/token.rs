@@ -1,4 +1,5 @@
-//! The ACL token: a secret that no `Debug` shows, given by value or in a file that others rotate.
+//! The ACL token: a secret that no `Debug` shows, given by value, in a file that others rotate, or got
+//! by a login.
 
 use std::{
     fmt, fs, io,
@@ -8,8 +9,9 @@ use std::{
     time::Duration,
 };
 
-use reqwest::header::HeaderValue;
+use reqwest::{Url, header::HeaderValue};
 
+use super::login::{Login, LoginSettings};
 use crate::clock::{Clock, Instant};
 
 /// How often a token file is looked at, at most.
@@ -54,16 +56,18 @@ impl Token {
         Ok(Token(value))
     }
 
+    /// For whoever has to send it in another way than as a header.
+    pub(super) fn word(&self) -> &str {
+        self.0.to_str().expect("visible ASCII characters were checked for")
+    }
+
     pub(super) fn header(&self) -> HeaderValue {
         self.0.clone()
     }
 
     /// `text` without the token in it.
     pub(super) fn redact(&self, text: String) -> String {
-        match self.0.to_str() {
-            Ok(word) if text.contains(word) => text.replace(word, "<token>"),
-            _ => text,
-        }
+        if text.contains(self.word()) { text.replace(self.word(), "<token>") } else { text }
     }
 
     /// Whether it looks like the tokens that Consul makes: 8-4-4-4-12 hexadecimal digits.
@@ -87,13 +91,15 @@ pub enum TokenSource {
     Value(Token),
     /// What this file holds; read again whenever it changes.
     File(PathBuf),
+    /// What Consul gives for a bearer token.
+    Login(LoginSettings),
 }
 
 /// The token of the next request.
-#[derive(Debug)]
 pub(super) enum Tokens {
     Fixed(Option<Token>),
     File(TokenFile),
+    Login(Login),
 }
 
 /// A token file that cannot be used at the start.
@@ -108,19 +114,18 @@ pub enum TokenFileError {
 }
 
 impl Tokens {
-    pub(super) fn new(source: &TokenSource, clock: &Clock) -> Result<Tokens, TokenFileError> {
+    /// `login`: where to log in.
+    pub(super) fn new(
+        source: &TokenSource,
+        clock: &Clock,
+        login: Url,
+    ) -> Result<Tokens, TokenFileError> {
         Ok(match source {
             TokenSource::None => Tokens::Fixed(None),
             TokenSource::Value(token) => Tokens::Fixed(Some(token.clone())),
             TokenSource::File(path) => Tokens::File(TokenFile::open(path, clock.now())?),
+            TokenSource::Login(settings) => Tokens::Login(Login::new(settings.clone(), login)),
         })
-    }
-
-    pub(super) fn current(&self, now: Instant) -> Option<Token> {
-        match self {
-            Tokens::Fixed(token) => token.clone(),
-            Tokens::File(file) => Some(file.current(now)),
-        }
     }
 }
 
@@ -149,7 +154,7 @@ impl TokenFile {
         Ok(TokenFile { path: path.to_owned(), seen })
     }
 
-    fn current(&self, now: Instant) -> Token {
+    pub(super) fn current(&self, now: Instant) -> Token {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if now.since(seen.looked) >= LOOK_EVERY {
             seen.looked = now;

@@ -14,6 +14,7 @@ use super::{
     HttpConfig, HttpConfigError,
     address::Address,
     errors,
+    login::{Answered, Login, LoginError},
     token::{Token, Tokens},
 };
 use crate::{
@@ -24,6 +25,19 @@ use crate::{
 /// Longer than this nobody waits for a connection, so that the rest of a call's time is not spent
 /// on an address that does not answer, and it is certain that nothing was sent.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// A token and what is told of it.
+const ANSWER_TO_LOGIN_MAX: usize = 64 * 1024;
+/// Whoever ends does not wait for longer until a token is given back.
+const LOG_OUT_MAX: Duration = Duration::from_secs(2);
+/// The refusals of a login, which are understood elsewhere.
+const ALL_REFUSALS: &[StatusCode] = &[
+    StatusCode::BAD_REQUEST,
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::TOO_MANY_REQUESTS,
+    StatusCode::INTERNAL_SERVER_ERROR,
+];
 /// Of an error's body no more is read.
 const ERROR_BODY_MAX: usize = 4 * 1024;
 /// Idle connections end before usual proxies and load balancers drop them silently.
@@ -74,9 +88,10 @@ impl Transport {
     pub(super) fn new(
         config: &HttpConfig,
         address: &Address,
+        login: Url,
         clock: Clock,
     ) -> Result<Transport, HttpConfigError> {
-        let tokens = Tokens::new(&config.token, &clock)
+        let tokens = Tokens::new(&config.token, &clock, login)
             .map_err(|error| HttpConfigError::TokenFile(Arc::new(error)))?;
         Ok(Transport {
             client: client(config, address)?,
@@ -105,9 +120,10 @@ impl Transport {
                 return Err(fail(Class::Transient, words));
             }
         };
-        let token = self.tokens.current(self.clock.now());
         let left = limit.saturating_sub(self.clock.now().since(began));
-        let reply = match self.clock.timeout(left, self.send(call, token.as_ref())).await {
+        // Boxed, so that the many calls that wait for a permit are small.
+        let sending = Box::pin(self.send_as_ourselves(call));
+        let reply = match self.clock.timeout(left, sending).await {
             Ok(reply) => reply,
             Err(_) => {
                 Err(fail(errors::unanswered(operation), format!("no answer within {limit:?}")))
@@ -118,10 +134,72 @@ impl Transport {
         tokio::task::yield_now().await;
         tokio::task::yield_now().await;
         drop(permit);
-        reply.map_err(|error| match &token {
-            Some(token) => ConsulError { message: token.redact(error.message), ..error },
-            None => error,
-        })
+        reply
+    }
+
+    /// With the present token, which is in no error.
+    async fn send_as_ourselves(&self, call: Call) -> Result<Reply, ConsulError> {
+        let operation = call.operation;
+        let token = match &self.tokens {
+            Tokens::Fixed(token) => token.clone(),
+            Tokens::File(file) => Some(file.current(self.clock.now())),
+            Tokens::Login(login) => {
+                let send = async |body| self.send_login(login.url.clone(), body).await;
+                let token = login.token(&self.clock, send).await;
+                let LoginError { class, message } = match token {
+                    Ok(token) => return self.send_logged_in(call, login, &token).await,
+                    Err(error) => error,
+                };
+                return Err(ConsulError { operation, class, message });
+            }
+        };
+        let reply = self.send(call, token.as_ref()).await;
+        reply.map_err(|error| redacted(error, token.as_ref()))
+    }
+
+    async fn send_logged_in(
+        &self,
+        call: Call,
+        login: &Login,
+        token: &Token,
+    ) -> Result<Reply, ConsulError> {
+        let reply = self.send(call, Some(token)).await;
+        if reply.as_ref().is_err_and(|error| errors::is_unknown_token(&error.message)) {
+            login.doubt(token, self.clock.now());
+        }
+        reply.map_err(|error| redacted(error, Some(token)))
+    }
+
+    async fn send_login(&self, url: Url, body: Vec<u8>) -> Answered {
+        let operation = Operation::ReadToken;
+        let call = Call {
+            operation,
+            method: Method::POST,
+            url,
+            body: Some(Body::Json(body)),
+            body_max: ANSWER_TO_LOGIN_MAX,
+            wait: None,
+            also: ALL_REFUSALS,
+        };
+        match self.send(call, None).await {
+            Ok(reply) => Ok((reply.status, reply.body)),
+            // That a login came to nothing harms nobody: the token it made ends by itself.
+            Err(error) => Err(LoginError { class: Class::Transient, message: error.message }),
+        }
+    }
+
+    /// Gives a token that was got by a login back, as far as Consul answers.
+    pub(super) async fn log_out(&self, url: Url) {
+        let Tokens::Login(login) = &self.tokens else { return };
+        let Some(token) = login.end() else { return };
+        let (operation, method) = (Operation::ReadToken, Method::POST);
+        let call = Call { operation, method, url, body: None, body_max: 0, wait: None, also: &[] };
+        let left = match self.clock.timeout(LOG_OUT_MAX, self.send(call, Some(&token))).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => redacted(error, Some(&token)).to_string(),
+            Err(elapsed) => elapsed.to_string(),
+        };
+        tracing::warn!(error = left, "not logged out: the token lives on for as long as it may");
     }
 
     async fn send(&self, call: Call, token: Option<&Token>) -> Result<Reply, ConsulError> {
@@ -152,6 +230,13 @@ impl Transport {
         let date = date.map(str::to_owned);
         let body = whole(operation, &mut response, call.body_max).await?;
         Ok(Reply { status, body, index, filtered, date })
+    }
+}
+
+fn redacted(error: ConsulError, token: Option<&Token>) -> ConsulError {
+    match token {
+        Some(token) => ConsulError { message: token.redact(error.message), ..error },
+        None => error,
     }
 }
 

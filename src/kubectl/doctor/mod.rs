@@ -86,6 +86,7 @@ pub(super) async fn examine(
         signalled = signalled() => Err(signalled),
     };
     let left = probe.clean_up(&consul).await;
+    consul.log_out().await;
     let (mut findings, in_consul) = match examined {
         Ok(found) => found,
         Err(signalled) => {

@@ -15,30 +15,30 @@ use testbed::{Consul, Folder, reaper, wait_for};
 use crate::fixtures::{PATIENCE, shared_consul, unique};
 
 /// One key, and a folder (`$F`) for what commands have to say.
-pub(super) struct Scene {
-    pub(super) key: String,
-    pub(super) folder: Folder,
+pub(crate) struct Scene {
+    pub(crate) key: String,
+    pub(crate) folder: Folder,
     /// Where its runs think that Consul is.
-    pub(super) address: String,
-    pub(super) consul: &'static Consul,
+    pub(crate) address: String,
+    pub(crate) consul: &'static Consul,
 }
 
 impl Scene {
-    pub(super) fn new(what: &str) -> Scene {
+    pub(crate) fn new(what: &str) -> Scene {
         Scene::at(what, shared_consul())
     }
 
-    pub(super) fn at(what: &str, consul: &'static Consul) -> Scene {
+    pub(crate) fn at(what: &str, consul: &'static Consul) -> Scene {
         let key = format!("run/{}", unique(what));
         Scene { key, folder: Folder::new("run").unwrap(), address: consul.address(), consul }
     }
 
     /// A scene whose runs reach the shared Consul by this address.
-    pub(super) fn through(what: &str, address: &str) -> Scene {
+    pub(crate) fn through(what: &str, address: &str) -> Scene {
         Scene { address: address.to_owned(), ..Scene::new(what) }
     }
 
-    pub(super) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
+    pub(crate) fn command(&self, flags: &[&str], command: &[&str]) -> Command {
         let mut run = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
         run.env("CONSUL_LOCK_NAME", self.name());
         run.arg("run").args(["--key", &self.key]).args(flags).arg("--").args(command);
@@ -49,17 +49,17 @@ impl Scene {
     }
 
     /// What its runs are called, unless they are told otherwise.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.key.rsplit('/').next().unwrap()
     }
 
     /// Runs it to its end.
-    pub(super) fn run(&self, flags: &[&str], command: &[&str]) -> Output {
+    pub(crate) fn run(&self, flags: &[&str], command: &[&str]) -> Output {
         self.command(flags, command).output().unwrap()
     }
 
     /// Starts it by `env` with this flag, which says what becomes of signals.
-    pub(super) fn start_by_env(&self, flag: &str, script: &str, variables: &[(&str, &str)]) -> Run {
+    pub(crate) fn start_by_env(&self, flag: &str, script: &str, variables: &[(&str, &str)]) -> Run {
         let run = self.command(&[], &["sh", "-c", script]);
         let mut command = Command::new("env");
         command.arg(flag).arg(run.get_program()).args(run.get_args());
@@ -69,14 +69,14 @@ impl Scene {
     }
 
     /// Starts it, to be ended by [`Run::wait`] or with the test.
-    pub(super) fn start(&self, flags: &[&str], script: &str) -> Run {
+    pub(crate) fn start(&self, flags: &[&str], script: &str) -> Run {
         let mut command = self.command(flags, &["sh", "-c", script]);
         self.beside(&mut command)
     }
 
     /// What it prints goes into a file: the end of a pipe would be that of all who hold it, and so
     /// hide that somebody is left.
-    pub(super) fn beside(&self, command: &mut Command) -> Run {
+    pub(crate) fn beside(&self, command: &mut Command) -> Run {
         let said = self.folder.path().join(unique(".said"));
         let file = File::create(&said).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
@@ -84,44 +84,44 @@ impl Scene {
     }
 
     /// Waits for the process that wrote its number into this file.
-    pub(super) fn process(&self, file: &str) -> Pid {
+    pub(crate) fn process(&self, file: &str) -> Pid {
         let path = self.folder.path().join(file);
         let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
         Pid::from_raw(wait_for(format!("a process in {file}"), PATIENCE, read).unwrap()).unwrap()
     }
 
     /// The key as Consul has it.
-    pub(super) fn pair(&self) -> Option<Value> {
+    pub(crate) fn pair(&self) -> Option<Value> {
         let path = format!("/v1/kv/{}?consistent", self.key);
         let reply = self.consul.request("GET", &path, b"").unwrap();
         reply.ok().then(|| reply.json()[0].clone())
     }
 
     /// The session that holds the key.
-    pub(super) fn holder(&self) -> Option<String> {
+    pub(crate) fn holder(&self) -> Option<String> {
         Some(self.pair()?.get("Session")?.as_str()?.to_owned())
     }
 
-    pub(super) fn wait_held(&self) -> String {
+    pub(crate) fn wait_held(&self) -> String {
         wait_for("the key to be held", PATIENCE, || self.holder()).unwrap()
     }
 
     /// Ends the session that holds the key, as an operator would.
-    pub(super) fn end_session(&self) {
+    pub(crate) fn end_session(&self) {
         let path = format!("/v1/session/destroy/{}", self.wait_held());
         assert!(self.consul.request("PUT", &path, b"").unwrap().ok());
     }
 
     /// Neither the key is held, nor has any of our sessions survived.
     #[track_caller]
-    pub(super) fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.holder(), None);
         assert_eq!(sessions(self.name()), Vec::<Value>::new());
     }
 }
 
 /// The sessions of runs that are called so.
-pub(super) fn sessions(name: &str) -> Vec<Value> {
+pub(crate) fn sessions(name: &str) -> Vec<Value> {
     let name = format!("/{name}/");
     let all = shared_consul().request("GET", "/v1/session/node/consul-lock-run", b"").unwrap();
     let all = all.json();
@@ -130,33 +130,33 @@ pub(super) fn sessions(name: &str) -> Vec<Value> {
 }
 
 /// A run that goes on beside the test.
-pub(super) struct Run {
+pub(crate) struct Run {
     run: Child,
     said: PathBuf,
 }
 
 impl Run {
-    pub(super) fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.run)
     }
 
     /// The end of everybody in its process group.
-    pub(super) fn end(mut self) {
+    pub(crate) fn end(mut self) {
         kill_process_group(self.pid(), Signal::KILL).unwrap();
         self.wait();
     }
 
-    pub(super) fn send(&self, signal: Signal) {
+    pub(crate) fn send(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
     }
 
     /// What it and its command have printed.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.said).unwrap()
     }
 
     /// Its exit code, and what it printed.
-    pub(super) fn wait(&mut self) -> (i32, String) {
+    pub(crate) fn wait(&mut self) -> (i32, String) {
         let run = &mut self.run;
         let ended = wait_for("the run to end", PATIENCE, || run.try_wait().unwrap()).unwrap();
         reaper::forget_process(run.id());
@@ -175,21 +175,21 @@ pub(crate) fn is_alive(pid: Pid) -> bool {
 }
 
 #[track_caller]
-pub(super) fn assert_ended(processes: &[Pid]) {
+pub(crate) fn assert_ended(processes: &[Pid]) {
     let left: Vec<_> = processes.iter().filter(|pid| is_alive(**pid)).collect();
     assert!(left.is_empty(), "something is left: {left:?} of {processes:?}");
 }
 
-pub(super) fn is_stopped(pid: Pid) -> bool {
+pub(crate) fn is_stopped(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat[0] == "T")
 }
 
 /// The process group in the foreground of this process's terminal.
-pub(super) fn foreground(pid: Pid) -> Option<Pid> {
+pub(crate) fn foreground(pid: Pid) -> Option<Pid> {
     Pid::from_raw(stat(pid)?[5].parse().ok()?)
 }
 
-pub(super) fn parent(pid: Pid) -> Pid {
+pub(crate) fn parent(pid: Pid) -> Pid {
     Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
 }
 
@@ -206,23 +206,23 @@ pub(crate) fn all_gone(processes: &[Pid]) -> Instant {
 }
 
 /// What the command of this process is told of *valid until*.
-pub(super) fn valid_until(command: Pid) -> Instant {
+pub(crate) fn valid_until(command: Pid) -> Instant {
     told(&variable(command, VALID_UNTIL_FILE)).unwrap()
 }
 
 /// The variable with the file that tells of *valid until*.
-pub(super) const VALID_UNTIL_FILE: &str = "CONSUL_LOCK_VALID_UNTIL_FILE";
+pub(crate) const VALID_UNTIL_FILE: &str = "CONSUL_LOCK_VALID_UNTIL_FILE";
 
 /// What the file tells of *valid until*, while it is there. A renewal that was answered before a
 /// silence may be told of after it.
-pub(super) fn told(file: &Path) -> Option<Instant> {
+pub(crate) fn told(file: &Path) -> Option<Instant> {
     let said = std::fs::read_to_string(file).ok()?;
     Some(Instant::from_boot(Duration::from_secs_f64(said.trim().parse().unwrap())))
 }
 
 /// Waits until none of them is alive; returns when that was seen, and the last that the file told.
 #[track_caller]
-pub(super) fn all_gone_and_told(processes: &[Pid], file: &Path) -> (Instant, Instant) {
+pub(crate) fn all_gone_and_told(processes: &[Pid], file: &Path) -> (Instant, Instant) {
     let mut last = told(file).unwrap();
     let gone = || {
         last = told(file).unwrap_or(last);
@@ -233,7 +233,7 @@ pub(super) fn all_gone_and_told(processes: &[Pid], file: &Path) -> (Instant, Ins
 }
 
 /// A variable of its environment.
-pub(super) fn variable(process: Pid, name: &str) -> PathBuf {
+pub(crate) fn variable(process: Pid, name: &str) -> PathBuf {
     let all = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap();
     let all = String::from_utf8(all).unwrap();
     let found = all.split('\0').find_map(|one| one.strip_prefix(&format!("{name}=")));
@@ -241,7 +241,7 @@ pub(super) fn variable(process: Pid, name: &str) -> PathBuf {
 }
 
 /// When the kernel started it, in hundredths of a second.
-pub(super) fn started(pid: Pid) -> Instant {
+pub(crate) fn started(pid: Pid) -> Instant {
     let ticks: u64 = stat(pid).unwrap()[19].parse().unwrap();
     Instant::from_boot(Duration::from_millis(ticks * 10))
 }
