@@ -5,10 +5,10 @@
 //! sixteenth of it and 5 s. No redirect is followed, no proxy of the environment is used, nothing
 //! is sent twice. At most [`HttpConfig::max_in_flight`] short calls and [`HttpConfig::max_polls`]
 //! blocking queries are open at a time; each uses a connection of its own over plain HTTP. The
-//! token is sent in a header only and appears in no error and no `Debug`.
+//! token is sent in a header only and appears in no error and no `Debug`. The files of token, CA, client
+//! certificate and key are read again whenever they change.
 //! # Not guaranteed
-//! Certificates and keys are read once, at construction; the token's file is read again whenever
-//! it changes. Calls are capped, connections only by consequence: the pool opens another
+//! Calls are capped, connections only by consequence: the pool opens another
 //! whenever a call begins before the last one's connection is back in it, and keeps as many idle
 //! ones as calls are allowed. That is one too many as a rule, and can be several on a busy machine.
 //!
@@ -31,8 +31,10 @@ use crate::{
 
 mod address;
 mod answer;
+mod client;
 mod config;
 mod errors;
+mod files;
 mod login;
 mod survey;
 mod token;
@@ -40,11 +42,11 @@ mod transport;
 mod wire;
 
 pub use address::AddressError;
+pub use client::ensure_tls_provider;
 pub use config::{HttpConfig, HttpConfigError, Observer};
 pub use login::{LoginSettings, SERVICE_ACCOUNT_TOKEN};
 pub use survey::{Census, date};
 pub use token::{Token, TokenError, TokenFileError, TokenSource};
-pub use transport::ensure_tls_provider;
 
 use address::Address;
 use answer::Answer;

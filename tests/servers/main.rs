@@ -8,6 +8,7 @@ mod agent_mode;
 mod api_contract;
 mod claims;
 mod consul_access;
+mod consul_certificates;
 mod consul_cluster;
 mod consul_contract;
 mod consul_faults;

@@ -3,19 +3,17 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use reqwest::{Url, header::HeaderValue};
 
-use super::login::{Login, LoginSettings};
+use super::{
+    files::{LOOK_EVERY, Stamp, stamp},
+    login::{Login, LoginSettings},
+};
 use crate::clock::{Clock, Instant};
-
-/// How often a token file is looked at, at most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Consul's `SecretID`.
 #[derive(Clone, PartialEq, Eq)]
@@ -143,9 +141,6 @@ struct Seen {
     looked: Instant,
 }
 
-/// What changes when a file does: modification time (s, ns), size, inode.
-type Stamp = (i64, i64, u64, u64);
-
 impl TokenFile {
     fn open(path: &Path, now: Instant) -> Result<TokenFile, TokenFileError> {
         let stamp = stamp(path)?;
@@ -179,13 +174,10 @@ impl TokenFile {
     }
 }
 
-fn stamp(path: &Path) -> io::Result<Stamp> {
-    let meta = fs::metadata(path)?;
-    Ok((meta.mtime(), meta.mtime_nsec(), meta.len(), meta.ino()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const OLD: &str = "11111111-1111-1111-1111-111111111111";

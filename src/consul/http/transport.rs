@@ -1,18 +1,17 @@
-//! One HTTP exchange: permit, token, time limit, size limit; and the client that carries it.
+//! One HTTP exchange: permit, token, time limit, size limit.
 
-use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use reqwest::{
-    Certificate, Client, ClientBuilder, Identity, Method, Response, StatusCode, Url,
-    dns::{Name, Resolve, Resolving},
+    Method, Response, StatusCode, Url,
     header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue},
-    redirect::Policy,
 };
 use tokio::sync::Semaphore;
 
 use super::{
     HttpConfig, HttpConfigError,
     address::Address,
+    client::Carrier,
     errors,
     login::{Answered, Login, LoginError},
     token::{Token, Tokens},
@@ -22,9 +21,6 @@ use crate::{
     consul::{Class, ConsulError, Operation},
 };
 
-/// Longer than this nobody waits for a connection, so that the rest of a call's time is not spent
-/// on an address that does not answer, and it is certain that nothing was sent.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// A token and what is told of it.
 const ANSWER_TO_LOGIN_MAX: usize = 64 * 1024;
 /// Whoever ends does not wait for longer until a token is given back.
@@ -40,8 +36,6 @@ const ALL_REFUSALS: &[StatusCode] = &[
 ];
 /// Of an error's body no more is read.
 const ERROR_BODY_MAX: usize = 4 * 1024;
-/// Idle connections end before usual proxies and load balancers drop them silently.
-const IDLE_MAX: Duration = Duration::from_secs(50);
 
 /// What to ask.
 pub(super) struct Call {
@@ -76,7 +70,7 @@ pub(super) struct Reply {
 }
 
 pub(super) struct Transport {
-    client: Client,
+    carrier: Carrier,
     tokens: Tokens,
     calls: Semaphore,
     polls: Semaphore,
@@ -94,7 +88,7 @@ impl Transport {
         let tokens = Tokens::new(&config.token, &clock, login)
             .map_err(|error| HttpConfigError::TokenFile(Arc::new(error)))?;
         Ok(Transport {
-            client: client(config, address)?,
+            carrier: Carrier::new(config, address, clock.now())?,
             tokens,
             calls: Semaphore::new(config.max_in_flight.max(1)),
             polls: Semaphore::new(config.max_polls.max(1)),
@@ -208,7 +202,8 @@ impl Transport {
             let (class, message) = errors::of_transport(operation, error);
             ConsulError { operation, class, message }
         };
-        let mut request = self.client.request(call.method, call.url);
+        let client = self.carrier.client(self.clock.now());
+        let mut request = client.request(call.method, call.url);
         if let Some(token) = token {
             request = request.header("X-Consul-Token", token.header());
         }
@@ -289,105 +284,4 @@ fn index(headers: &HeaderMap) -> Option<u64> {
 
 fn filtered(headers: &HeaderMap) -> bool {
     headers.get("X-Consul-Results-Filtered-By-ACLs").is_some_and(|value| value == "true")
-}
-
-// ---- the client ----
-
-/// Installs ring as the process's TLS provider unless one is installed: without one reqwest
-/// panics, even for plain HTTP. `main` does so before anything else.
-pub fn ensure_tls_provider() {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Losing the race against another thread leaves its provider in place, which serves.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-}
-
-fn client(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigError> {
-    ensure_tls_provider();
-    let mut builder = Client::builder()
-        .redirect(Policy::none()) // X-Consul-Token would be sent along
-        .no_proxy()
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .connect_timeout(CONNECT_MAX.min(config.timeout))
-        .pool_idle_timeout(IDLE_MAX)
-        // Fewer would close and reopen connections under load, and Consul goes on counting one for
-        // a while that we have closed.
-        .pool_max_idle_per_host(config.max_in_flight.max(1));
-    if let Some(socket) = &address.socket {
-        builder = builder.unix_socket(socket.as_path());
-    }
-    builder = if address.is_https() {
-        tls(builder, config, address)?
-    } else {
-        // No certificates: a machine without a CA bundle must not need one here.
-        builder.http1_only().tls_certs_only([])
-    };
-    builder.build().map_err(|error| HttpConfigError::Client(errors::chain(error)))
-}
-
-fn tls(
-    mut builder: ClientBuilder,
-    config: &HttpConfig,
-    address: &Address,
-) -> Result<ClientBuilder, HttpConfigError> {
-    if let Some(path) = &config.ca_file {
-        let bundle = Certificate::from_pem_bundle(&read("CA", path)?)
-            .map_err(|error| pem("CA", path, errors::chain(error)))?;
-        if bundle.is_empty() {
-            return Err(pem("CA", path, "no certificate in it".to_owned()));
-        }
-        builder = builder.tls_certs_only(bundle);
-    }
-    builder = match (&config.client_cert, &config.client_key) {
-        (None, None) => builder,
-        (Some(cert), Some(key)) => {
-            let mut both = read("client certificate", cert)?;
-            both.push(b'\n');
-            both.extend(read("client key", key)?);
-            let identity = Identity::from_pem(&both)
-                .map_err(|error| pem("client certificate and key", cert, errors::chain(error)))?;
-            builder.identity(identity)
-        }
-        (Some(_), None) | (None, Some(_)) => return Err(HttpConfigError::HalfAnIdentity),
-    };
-    if config.tls_server_name.is_some()
-        && let Some(host) = address.base.host_str()
-    {
-        let host = host.trim_matches(['[', ']']).to_owned();
-        builder = builder.dns_resolver(ElsewhereResolver { host: host.into() });
-    }
-    Ok(builder)
-}
-
-/// The URL names the certificate's host, so that SNI and the check of the certificate use it;
-/// this leads the connection to where Consul really is. Looked up anew for every connection.
-struct ElsewhereResolver {
-    host: Arc<str>,
-}
-
-impl Resolve for ElsewhereResolver {
-    fn resolve(&self, _: Name) -> Resolving {
-        let host = self.host.clone();
-        Box::pin(async move {
-            // The port of the URL replaces this one.
-            let found: Vec<_> = match host.parse::<IpAddr>() {
-                Ok(ip) => vec![(ip, 0).into()],
-                Err(_) => tokio::net::lookup_host((&*host, 0)).await?.collect(),
-            };
-            Ok(Box::new(found.into_iter()) as _)
-        })
-    }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, HttpConfigError> {
-    fs::read(path).map_err(|source| HttpConfigError::File {
-        what,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    })
-}
-
-fn pem(what: &'static str, path: &Path, why: String) -> HttpConfigError {
-    HttpConfigError::Pem { what, path: path.to_owned(), why }
 }
