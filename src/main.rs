@@ -33,6 +33,7 @@ use consul_lock::{
 };
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, config::KubeConfigOptions};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -115,7 +116,15 @@ impl Failure {
     }
 }
 
+/// A token is in this process's memory and environment: no core is written of it, and no other process
+/// of the same user may look into it. Does not concern what it starts.
+fn keep_to_ourselves() {
+    // The kernel refuses nobody.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
 fn main() -> ExitCode {
+    keep_to_ourselves();
     // Before any client is made: with none, or with two to choose from, they panic.
     ensure_tls_provider();
     let done = match cli::parse(std::env::args_os()) {

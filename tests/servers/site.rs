@@ -154,9 +154,10 @@ impl Site {
             format!("--watch-namespaces={}", self.namespace),
             format!("--cluster-name={}", self.cluster()),
             format!("--key-prefix={}", self.cluster()),
-            "--log=info,consul_lock=debug".to_owned(),
         ];
-        let flags = own.into_iter().chain(flags.iter().map(ToString::to_string));
+        let log = flags.iter().find(|flag| flag.starts_with("--log="));
+        let log = log.is_none().then(|| "--log=info,consul_lock=debug".to_owned());
+        let flags = own.into_iter().chain(log).chain(flags.iter().map(ToString::to_string));
         let program = env!("CARGO_BIN_EXE_consul-lock");
         let mut recipe =
             testbed::replica(program, &self.kubeconfig, admin.address(), &folder, flags);
@@ -181,8 +182,12 @@ impl Site {
 
     /// Lets this site's claims use the keys of another's.
     pub(crate) async fn share_keys_of(&self, other: &Site) {
-        let prefix = format!("{}/{}/", other.cluster(), other.namespace);
-        let annotations = json!({ KEY_PREFIXES_ANNOTATION: prefix });
+        self.allow_keys(&format!("{}/{}/", other.cluster(), other.namespace)).await;
+    }
+
+    /// Lets this site's claims use keys that begin so: a comma list.
+    pub(crate) async fn allow_keys(&self, prefixes: &str) {
+        let annotations = json!({ KEY_PREFIXES_ANNOTATION: prefixes });
         let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
         let namespaces = Api::<Namespace>::all(self.client.clone());
         namespaces.patch(&self.namespace, &PatchParams::default(), &patch).await.unwrap();

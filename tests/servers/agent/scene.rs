@@ -22,8 +22,8 @@ use crate::{
 
 /// One key, a folder (`$F`), and the name of an app.
 pub(crate) struct Scene {
-    pub(super) key: String,
-    pub(super) folder: Folder,
+    pub(crate) key: String,
+    pub(crate) folder: Folder,
     /// Where its agents think that Consul is.
     pub(super) address: String,
     /// What its app's program is called.
@@ -35,7 +35,7 @@ impl Scene {
         Scene::through(what, &shared_consul().address())
     }
 
-    pub(super) fn through(what: &str, address: &str) -> Scene {
+    pub(crate) fn through(what: &str, address: &str) -> Scene {
         let name = unique(what);
         let folder = Folder::new("agent").unwrap();
         let app = format!("app-of-{name}-{}", std::process::id());
@@ -82,7 +82,7 @@ impl Scene {
     }
 
     /// What is in this file, once it is there.
-    pub(super) fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         let read = || std::fs::read_to_string(self.folder.path().join(name)).ok();
         wait_for(format!("the file {name}"), PATIENCE, || {
             read().filter(|text| text.ends_with('\n'))
@@ -154,7 +154,7 @@ impl Agent {
         kill(self.pid(), signal);
     }
 
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.said).unwrap()
     }
 
@@ -162,7 +162,7 @@ impl Agent {
         self.port.address()
     }
 
-    pub(super) fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let reply = testbed::request(self.address(), "GET", path, &[], b"").ok()?;
         Some((reply.status, reply.text()))
     }
