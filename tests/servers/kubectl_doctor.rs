@@ -119,13 +119,17 @@ async fn examine(site: &Site, user: &str, secret: &str) -> Examination {
     Examination { code: said.code, problems: of("Problem"), unknown: of("Unknown"), said: rows }
 }
 
-fn acl_rules(cluster: &str) -> [String; 4] {
-    [
-        format!(r#"node_prefix "consul-lock-{cluster}-" {{ policy = "write" }}"#),
-        format!(r#"session_prefix "consul-lock-{cluster}-" {{ policy = "write" }}"#),
-        r#"session_prefix "" { policy = "read" }"#.to_owned(),
-        format!(r#"key_prefix "{cluster}/" {{ policy = "write" }}"#),
-    ]
+/// The policy of the example for this cluster, rule by rule.
+fn acl_rules(cluster: &str) -> Vec<String> {
+    let policy = include_str!("../../examples/policies/controller.hcl");
+    let named = |line: &str| {
+        let line = line.replace("consul-lock-eu-1-", &format!("consul-lock-{cluster}-"));
+        line.replace("\"consul-lock/", &format!("\"{cluster}/"))
+    };
+    let rules: Vec<_> =
+        policy.lines().filter(|line| line.contains("policy = ")).map(named).collect();
+    assert_eq!(rules.len(), 4, "{policy}");
+    rules
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod claims;
+mod policies;
 pub(crate) mod scene;
 
 use scene::{App, Scene, token, valid_until};
