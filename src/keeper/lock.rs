@@ -10,14 +10,13 @@ use jiff::Timestamp;
 
 use super::{
     AcquireSettings, DeadTenure, EndedTenure, KeySeen, LockView, Payload, Record, Recorded,
-    SeenHolder,
     retry::Backoff,
     shared::{Answers, Shared},
     watch::{Lookout, Sighting},
 };
 use crate::{
     clock::Instant,
-    consul::{Class, Consul, KvPair, Operation, Refusal, SessionInfo, Txn, TxnOp},
+    consul::{Class, Consul, KvPair, Operation, Refusal, Txn, TxnOp},
     election::Leader,
     lock::{
         EndReason, LOCK_FLAGS,
@@ -29,11 +28,11 @@ use crate::{
 
 mod calls;
 mod following;
+mod rival;
 
-use calls::{
-    Answer, Holder, acquire, holders_session, pending_or, read, transact, value_of, written_index,
-};
+use calls::{Answer, acquire, pending_or, read, transact, value_of, written_index};
 use following::Following;
+use rival::Rival;
 
 /// How many ended tenures are remembered.
 const REMEMBERED: usize = 10;
@@ -69,14 +68,10 @@ pub(super) struct LockKeeper<C> {
     /// The value that the key should carry while we hold it.
     value: Vec<u8>,
     contending_since: Instant,
-    holder: Option<SeenHolder>,
-    holders_delay: Option<Duration>,
+    rival: Rival<C>,
     ended: Arc<Vec<EndedTenure>>,
     backoff: Backoff,
     call: Option<BoxFuture<'static, Answer>>,
-    holder_call: Option<BoxFuture<'static, Holder>>,
-    /// Who the first holder is was asked, with or without an answer.
-    asked: bool,
     record_call: Option<BoxFuture<'static, Arc<[u8]>>>,
     /// The key is left to others.
     following: Option<Following<C>>,
@@ -131,6 +126,7 @@ impl<C: Consul> LockKeeper<C> {
                 Lock::adopting(acquire, tenure)
             }
         };
+        let rival = Rival::nobody(Arc::clone(&shared));
         let mut keeper = LockKeeper {
             shared,
             answers,
@@ -152,13 +148,10 @@ impl<C: Consul> LockKeeper<C> {
             since,
             value: Vec::new(),
             contending_since: now,
-            holder: None,
-            holders_delay: None,
+            rival,
             ended: Arc::default(),
             backoff: Backoff::default(),
             call: None,
-            holder_call: None,
-            asked: false,
             record_call: None,
             following: None,
         };
@@ -300,19 +293,7 @@ impl<C: Consul> LockKeeper<C> {
                 None
             }
             () = following::advance(&mut self.following) => None,
-            holder = pending_or(&mut self.holder_call) => {
-                self.asked = true;
-                self.holder_call = match holder {
-                    Holder::Known(info) => {
-                        self.learn_holder(info);
-                        None
-                    }
-                    Holder::Unknown(session) => {
-                        Some(holders_session(Arc::clone(&self.shared), session, true).boxed())
-                    }
-                };
-                None
-            }
+            () = self.rival.advance() => None,
         }
     }
 
@@ -335,7 +316,7 @@ impl<C: Consul> LockKeeper<C> {
         match self.state() {
             State::Adopting(_) => LockView::Starting,
             State::Waiting(_) | State::Acquiring(_) | State::Unclear(_)
-                if self.machine.seen().is_none() || self.is_first_asked_for() =>
+                if self.machine.seen().is_none() || self.rival.is_first_asked_for() =>
             {
                 LockView::Starting
             }
@@ -366,18 +347,12 @@ impl<C: Consul> LockKeeper<C> {
         }
     }
 
-    /// Nobody is shown the first holder before its name, so that whoever goes on with what others
-    /// have shown need not take the name back.
-    fn is_first_asked_for(&self) -> bool {
-        !self.asked && self.holder_call.is_some()
-    }
-
     pub(super) fn key_seen(&self) -> Option<KeySeen> {
         if let Some(following) = &self.following {
             let seen = following.seen()?;
             return Some(seen.shown(self.classify(seen.pair.as_deref())));
         }
-        let seen = self.machine.seen().filter(|_| !self.is_first_asked_for())?;
+        let seen = self.machine.seen().filter(|_| !self.rival.is_first_asked_for())?;
         Some(match &seen.key {
             KeyState::Missing | KeyState::Free => KeySeen::Free,
             KeyState::Conflict => {
@@ -385,15 +360,7 @@ impl<C: Consul> LockKeeper<C> {
                 KeySeen::Conflict { flags: pair.map_or(0, |pair| pair.flags) }
             }
             KeyState::Ours { .. } => KeySeen::Ours,
-            KeyState::Other(session) => {
-                let known = self.holder.as_ref().filter(|holder| holder.session == *session);
-                KeySeen::Held(known.cloned().unwrap_or_else(|| SeenHolder {
-                    session: session.clone(),
-                    session_name: None,
-                    node: None,
-                    value: Vec::new(),
-                }))
-            }
+            KeyState::Other(session) => KeySeen::Held(self.rival.shown(session)),
         })
     }
 
@@ -419,37 +386,11 @@ impl<C: Consul> LockKeeper<C> {
         }
     }
 
-    /// Remembers who holds the key, and asks Consul about a session not met before.
+    /// Remembers who holds the key, if it is not us.
     fn see_holder(&mut self, pair: Option<&KvPair>) {
-        let Some((pair, session)) = pair.and_then(|pair| Some((pair, pair.session.clone()?)))
-        else {
-            return;
-        };
-        if Some(&session) == self.session.as_ref() {
-            return;
-        }
-        if let Some(holder) = self.holder.as_mut().filter(|holder| holder.session == session) {
-            holder.value.clone_from(&pair.value);
-            return;
-        }
-        self.holders_delay = None;
-        self.holder = Some(SeenHolder {
-            session: session.clone(),
-            session_name: None,
-            node: None,
-            value: pair.value.clone(),
-        });
-        self.holder_call =
-            Some(holders_session(Arc::clone(&self.shared), session, self.asked).boxed());
-    }
-
-    fn learn_holder(&mut self, info: Option<SessionInfo>) {
-        if let (Some(info), Some(holder)) = (info, self.holder.as_mut())
-            && info.id == holder.session
-        {
-            holder.session_name = Some(info.name.as_str().to_owned());
-            holder.node = Some(info.node.as_str().to_owned());
-            self.holders_delay = Some(info.lock_delay);
+        let held = pair.and_then(|pair| Some((pair, pair.session.clone()?)));
+        if let Some((pair, session)) = held.filter(|(_, one)| Some(one) != self.session.as_ref()) {
+            self.rival.see(pair, session);
         }
     }
 
@@ -527,7 +468,7 @@ impl<C: Consul> LockKeeper<C> {
         self.on(if met(&Refusal::Held) {
             Event::RefusedHeld
         } else if met(&Refusal::LockDelay) {
-            Event::RefusedDelay(self.holders_delay)
+            Event::RefusedDelay(self.rival.lock_delay())
         } else {
             Event::RefusedChanged
         });
@@ -608,8 +549,7 @@ impl<C: Consul> LockKeeper<C> {
         }
         if token(after).is_some() && token(before).is_none() {
             // The holder before us is of no interest any more, and its lock-delay is not ours.
-            self.holder = None;
-            self.holders_delay = self.sessions_delay;
+            self.rival.gone(self.sessions_delay);
         }
         if token(after) != token(before) {
             self.read_record();
@@ -619,7 +559,7 @@ impl<C: Consul> LockKeeper<C> {
             (State::Held { .. }, State::Held { .. }) => {}
             (_, State::Held { .. }) => {
                 // Whoever held the key before: a lock-delay that follows now is not theirs.
-                (self.holder, self.holders_delay) = (None, None);
+                self.rival.gone(None);
                 self.answers.clear();
             }
             // Whoever follows goes on asking.
