@@ -18,6 +18,10 @@ use crate::{
 /// How long one reading may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// How long an agent that knows its key waits for the first reading: what it contends for may be
+/// paused, or on other terms. No longer, for an app that works has to be vouched for.
+const FIRST: Duration = Duration::from_secs(1);
+
 /// A claim whose key nobody has worked out yet is read again after this long at the latest.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -68,24 +72,13 @@ impl Reader {
     /// Reads it without end, and tells what is new.
     pub(super) async fn follow(self, told: watch::Sender<Claim>) {
         loop {
-            let read = self.clock.timeout(ANSWER, self.api.get_opt(&self.name)).await;
-            let trouble = match read {
-                Ok(Ok(found)) => {
-                    tell(&told, found.map_or(Ok(Claim::Missing), |claim| meaning(&claim)));
-                    None
+            match self.read(&told).await {
+                Ok(Some(claim)) => tell(&told, meaning(&claim)),
+                Ok(None) => tell(&told, Ok(Claim::Missing)),
+                Err(error) => {
+                    tracing::warn!(claim = self.name, error, "cannot read the claim");
+                    tell_trouble(&told, error);
                 }
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(elapsed) => Some(elapsed.to_string()),
-            };
-            if let Some(error) = trouble {
-                tracing::warn!(claim = self.name, error, "cannot read the claim");
-                told.send_if_modified(|known| match known {
-                    Claim::Unread(why) if why.as_ref() != Some(&error) => {
-                        *why = Some(error);
-                        true
-                    }
-                    _ => false,
-                });
             }
             let again = match &*told.borrow() {
                 Claim::Read(spec) if !spec.has_key() => self.again.min(SOON),
@@ -94,6 +87,35 @@ impl Reader {
             self.clock.sleep_until(self.clock.now() + again).await;
         }
     }
+
+    /// Reads it once. Whoever waits for the first reading is told when it takes its time.
+    async fn read(&self, told: &watch::Sender<Claim>) -> Result<Option<ConsulLock>, String> {
+        let reading = async {
+            match self.clock.timeout(ANSWER, self.api.get_opt(&self.name)).await {
+                Ok(read) => read.map_err(|error| error.to_string()),
+                Err(elapsed) => Err(elapsed.to_string()),
+            }
+        };
+        tokio::pin!(reading);
+        let is_first = *told.borrow() == Claim::Unread(None);
+        tokio::select! {
+            biased;
+            read = &mut reading => return read,
+            () = self.clock.sleep_until(self.clock.now() + FIRST), if is_first => {}
+        }
+        tell_trouble(told, "the API server has not answered yet".to_owned());
+        reading.await
+    }
+}
+
+fn tell_trouble(told: &watch::Sender<Claim>, error: String) {
+    told.send_if_modified(|known| match known {
+        Claim::Unread(why) if why.as_ref() != Some(&error) => {
+            *why = Some(error);
+            true
+        }
+        _ => false,
+    });
 }
 
 fn tell(told: &watch::Sender<Claim>, meaning: Result<Claim, SpecError>) {

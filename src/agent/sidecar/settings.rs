@@ -87,12 +87,12 @@ impl AgentSettings {
     /// What there is to do for this claim, if one was asked for.
     pub(super) fn request(&self, claim: Option<&Claim>) -> Request {
         match (claim, &self.key) {
-            (None, Some(key)) | (Some(Claim::Unread(_)), Some(key)) => {
+            (None, Some(key)) | (Some(Claim::Unread(Some(_))), Some(key)) => {
                 let lock = &self.lock;
                 let acquire = AcquireSettings::default();
                 Request::Contend(Box::new(self.wanted(key, lock, acquire, 1)), lock.max_hold)
             }
-            (Some(Claim::Unread(why)), None) => Request::Starting(why.clone()),
+            (Some(Claim::Unread(why)), _) => Request::Starting(why.clone()),
             (Some(Claim::Missing), _) => {
                 Request::StandBy(format!("there is no claim {}", self.holder()))
             }
@@ -359,6 +359,8 @@ pub(super) mod tests {
         let told = AgentSettings { key: Some(Key::new("k").unwrap()), ..settings() };
         let wanted = contends(told.request(Some(&unread)));
         assert_eq!((wanted.key.as_str(), wanted.payload.value.as_str()), ("k", "flags'"));
+        let unasked = told.request(Some(&Claim::Unread(None)));
+        assert_eq!(unasked, Request::Starting(None), "it may say something else in a moment");
     }
 
     #[test]

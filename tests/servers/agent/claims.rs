@@ -1,5 +1,7 @@
 //! Agents of claims: what they read, and what they do when they cannot.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use testbed::{ControlPlane, Fault, Proxy, wait_for};
 
@@ -105,6 +107,33 @@ fn claim_says_what_to_hold_and_when_to_give_it_up() {
 }
 
 #[test]
+fn agent_that_is_told_the_key_reads_its_claim_before_it_contends_on_other_terms() {
+    let paused = json!({ "paused": true, "session": { "ttl": "20s" } });
+    let claim = Claim::new("read-first", paused);
+    let proxy = Proxy::tcp(control_plane().address()).unwrap();
+    let kubeconfig = control_plane().kubeconfig_through(proxy.address().port()).unwrap();
+    let flags = ["--cluster-name=eu-1", &format!("--key={}", claim.scene.key)];
+    // Consul is quicker.
+    proxy.set(Fault::Delay(Duration::from_millis(75)));
+    let mut agent = claim.start(&kubeconfig, &flags);
+    agent.stands_so("standing-by");
+    assert_eq!(claim.scene.pair(), None, "nobody has ever had it");
+    claim.patch(r#"{"paused":false}"#);
+    let told = agent.leads();
+    assert!(told["remaining_ms"].as_u64().unwrap() > 15_000, "the claim's TTL: {told}");
+    agent.stop();
+
+    // It is not waited for longer than a second: an app may work already.
+    proxy.set(Fault::Blackhole);
+    let mut agent = claim.start(&kubeconfig, &flags);
+    let watch = testbed::Stopwatch::start();
+    agent.leads();
+    let took = watch.elapsed();
+    assert!(took < Duration::from_secs(4), "a reading may take five: {took:?}");
+    agent.stop();
+}
+
+#[test]
 fn claim_that_the_controller_holds_is_refused() {
     let claim = Claim::new("managed", json!({ "mode": "Managed" }));
     let mut agent = claim.start(control_plane().kubeconfig(), &[]);
@@ -140,7 +169,7 @@ fn agents_go_on_without_the_api_server() {
     wait_for("a reading to fail", PATIENCE, failed).unwrap();
     claim.patch(r#"{"paused":true}"#);
     let renewed = agent.wait("renewals", |now| {
-        super::valid_until(now) > super::valid_until(&told) + std::time::Duration::from_secs(4)
+        super::valid_until(now) > super::valid_until(&told) + Duration::from_secs(4)
     });
     assert_eq!((&renewed["leader"], &renewed["token"]), (&true.into(), &told["token"]));
     // And so does one that is started now, if it knows the key.
