@@ -264,8 +264,12 @@ impl<C: Consul + Clone> Agent<'_, C> {
             Ok(tenure) => self.hold(&mut turn, tenure).await,
             Err(why) => why,
         };
-        self.release(turn).await;
-        why
+        let is_told = self.release(turn, matches!(why, Why::Stopped)).await;
+        match why {
+            Why::Failed(_) => why,
+            _ if is_told => Why::Stopped,
+            _ => why,
+        }
     }
 
     /// Waits for the lock.
@@ -382,21 +386,28 @@ impl<C: Consul + Clone> Agent<'_, C> {
     }
 
     /// Releases, then destroys, in as much time as Consul needs to end the session by itself; a
-    /// second signal cuts it short.
-    async fn release(&mut self, mut turn: Turn<C>) {
+    /// second signal cuts it short. `is_told`: to end, by a first. Returns whether it was.
+    async fn release(&mut self, mut turn: Turn<C>, mut is_told: bool) -> bool {
         let now = self.clock.now();
         let valid_until = turn.view().session.valid_until;
         let until = valid_until.map_or(now, |end| end.max(now)) + RELEASE;
         let clock = self.clock.clone();
-        let state = select! {
-            state = turn.holder.release() => Some(state),
-            () = clock.sleep_until(until) => None,
-            _ = self.signals.end() => None,
+        let release = turn.holder.release();
+        tokio::pin!(release);
+        let state = loop {
+            select! {
+                state = &mut release => break Some(state),
+                () = clock.sleep_until(until) => break None,
+                _ = self.signals.end() => if std::mem::replace(&mut is_told, true) {
+                    break None;
+                }
+            }
         };
         if state != Some(StopState::Clean) {
             let key = &turn.wanted.key;
             tracing::warn!(%key, "not released: the session ends by its TTL, the lock-delay follows");
         }
+        is_told
     }
 }
 

@@ -275,6 +275,22 @@ fn whole_container_that_is_started_again_in_time_goes_on_and_too_late_ends_the_a
 }
 
 #[test]
+fn agent_that_is_told_to_end_while_it_gives_the_lock_up_ends_when_it_has() {
+    let proxy = Proxy::tcp(shared_consul().http()).unwrap();
+    let scene = Scene::through("told", &proxy.address().to_string());
+    let mut agent = scene.start(&QUICK);
+    let told = agent.leads();
+    proxy.set(Fault::Blackhole);
+    agent.stands_so("stopping");
+    let giving_up = || agent.said().contains("the work has to stop").then_some(());
+    wait_for("the agent to give the lock up", PATIENCE, giving_up).unwrap();
+    agent.send(Signal::TERM);
+    proxy.set(Fault::None);
+    assert_eq!(agent.ended(), 0, "{}", agent.said());
+    assert_ne!(scene.holder().as_deref(), told["session"].as_str());
+}
+
+#[test]
 fn agent_whose_guard_is_killed_ends_the_app_and_gives_the_lock_up() {
     let scene = Scene::new("unguarded");
     let process = format!("--process={}", scene.app);
