@@ -51,6 +51,8 @@ pub(super) enum Report {
     Ended { how: Ending, expired: bool },
     /// Nobody of the app is left who was to stop, since this many orders to stop were given.
     Clear { stops: u64 },
+    /// The app has ended by itself; what may have been started in its place has to stop.
+    AppEnded,
 }
 
 /// How the command ended.
@@ -155,6 +157,7 @@ impl Report {
             Report::NotStarted(errno) => (b'n', errno.unsigned_abs().into(), false),
             Report::Stopped => (b't', 0, false),
             Report::Clear { stops } => (b'c', stops, false),
+            Report::AppEnded => (b'a', 0, false),
             Report::Ended { how: Ending::Code(code), expired } => (b'e', code.into(), expired),
             Report::Ended { how: Ending::Signal(number), expired } => {
                 (b'd', number.into(), expired)
@@ -171,6 +174,7 @@ impl Report {
             b'n' => Report::NotStarted(i32::try_from(number).ok()?),
             b't' => Report::Stopped,
             b'c' => Report::Clear { stops: number },
+            b'a' => Report::AppEnded,
             b'e' => Report::Ended { how: Ending::Code(small?), expired },
             b'd' => Report::Ended { how: Ending::Signal(small?), expired },
             _ => return None,
@@ -232,6 +236,7 @@ mod tests {
             Report::NotStarted(2),
             Report::Stopped,
             Report::Clear { stops: 7 },
+            Report::AppEnded,
             Report::Ended { how: Ending::Code(255), expired: false },
             Report::Ended { how: Ending::Signal(9), expired: true },
         ] {

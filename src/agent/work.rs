@@ -159,7 +159,7 @@ impl<'a, H: Hold> Work<'a, H> {
                 Some(Err(RunError::Start { command, source }))
             }
             // A command's guard does not say it.
-            News::Reported(Report::Clear { .. }) => None,
+            News::Reported(Report::Clear { .. } | Report::AppEnded) => None,
             News::Unguarded => {
                 tracing::error!("the guard has ended");
                 Some(Ok(self.end_without_guard().await))

@@ -136,7 +136,7 @@ pub(super) struct RawAgent {
     on_loss: Option<String>,
 
     /// The app's program, whose processes are ended when the work has to stop. In a pod that takes
-    /// shareProcessNamespace, and the app's user or the capability KILL
+    /// shareProcessNamespace, and the app's user, or root with the capability KILL
     #[arg(long, env = "CONSUL_LOCK_PROCESS", value_name = "NAME", value_parser = program)]
     process: Option<String>,
 

@@ -24,13 +24,19 @@ use rustix::{
     fs::{CWD, Mode, OFlags, RawDir, openat},
     io::Errno,
     path::{Arg, DecInt},
-    process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal},
+    process::{
+        Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal,
+        test_kill_process,
+    },
 };
 
 use crate::{
     agent::descendants::{Told, number, processes},
     clock::Instant,
 };
+
+/// How many processes there may be between one of the app's and its container's main one.
+const DEPTH: usize = 32;
 
 /// Which processes are the app's, and how they are told to stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,11 +111,43 @@ impl App {
         self.for_each(|_| {})
     }
 
+    /// Says so if they may not be signalled, before it is too late.
+    pub(super) fn try_rights(&mut self) {
+        let mut refused = false;
+        self.for_each(|process| {
+            refused |= test_kill_process(process.pid) == Err(Errno::PERM);
+        });
+        self.note(refused);
+    }
+
+    /// Calls `act` with the main process of each container in which there is one of them, as often
+    /// as there are.
+    pub(super) fn for_each_main(&self, mut act: impl FnMut(Pid)) {
+        let Some(processes) = processes() else { return };
+        self.for_each(|process| {
+            if let Some(main) =
+                topmost(&processes, process.pid).filter(|pid| self.may_be_main(*pid))
+            {
+                act(main);
+            }
+        });
+    }
+
+    /// Whether this process is the main one of another container than ours.
+    pub(super) fn is_main(&self, pid: Pid) -> bool {
+        is_topmost(pid) && self.may_be_main(pid)
+    }
+
+    /// Neither the pod's, of which orphans are children, nor ours.
+    fn may_be_main(&self, pid: Pid) -> bool {
+        pid != Pid::INIT && !self.spared.contains(&Some(pid))
+    }
+
     fn note(&mut self, refused: bool) {
         if refused && !self.is_refused {
             eprintln!(
-                "error: the app may not be signalled: run the agent as the app's user, or give it \
-                 the capability KILL"
+                "error: the app may not be signalled: run the agent as the app's user, or as root \
+                 with the capability KILL"
             );
         }
         self.is_refused |= refused;
@@ -183,6 +221,23 @@ impl Process {
     }
 }
 
+/// Whether this process has no parent here, as a container's main process.
+pub(super) fn is_topmost(pid: Pid) -> bool {
+    processes().and_then(|processes| topmost(&processes, pid)) == Some(pid)
+}
+
+/// The process above this one that has no parent here.
+fn topmost(processes: &OwnedFd, mut pid: Pid) -> Option<Pid> {
+    for _ in 0..DEPTH {
+        let mut stat = [0; 512];
+        match read(processes, pid, c"stat", &mut stat).and_then(Stat::parse)?.parent {
+            Some(parent) => pid = parent,
+            None => return Some(pid),
+        }
+    }
+    None
+}
+
 fn read<'a>(
     processes: &OwnedFd,
     pid: Pid,
@@ -203,20 +258,23 @@ struct Stat<'a> {
     /// No more than the first fifteen bytes of it.
     name: &'a [u8],
     state: u8,
+    /// None where it is not of this namespace.
+    parent: Option<Pid>,
     began: Instant,
 }
 
 impl Stat<'_> {
-    /// `PID (NAME) STATE …`, where a name may hold anything; the twenty-second is the beginning, in
+    /// `PID (NAME) STATE PARENT …`, where a name may hold anything; the twenty-second is the beginning, in
     /// hundredths of a second since the machine started.
     fn parse(stat: &[u8]) -> Option<Stat<'_>> {
         let begin = stat.iter().position(|byte| *byte == b'(')? + 1;
         let end = stat.iter().rposition(|byte| *byte == b')')?;
         let mut fields = stat.get(end + 2..)?.split(|byte| *byte == b' ');
         let state = *fields.next()?.first()?;
-        let ticks: u64 = std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()?;
+        let parent = number(fields.next()?);
+        let ticks: u64 = std::str::from_utf8(fields.nth(17)?).ok()?.parse().ok()?;
         let began = Instant::from_boot(Duration::from_millis(ticks.checked_mul(10)?));
-        Some(Stat { name: stat.get(begin..end)?, state, began })
+        Some(Stat { name: stat.get(begin..end)?, state, parent, began })
     }
 }
 
@@ -339,7 +397,7 @@ mod tests {
     fn name_of_a_process_may_hold_anything() {
         let line = b"7 (a) b (c)) S 3 5 5 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1234 0";
         let began = Instant::from_boot(Duration::from_millis(12_340));
-        let stat = Stat { name: b"a) b (c)", state: b'S', began };
+        let stat = Stat { name: b"a) b (c)", state: b'S', parent: Pid::from_raw(3), began };
         assert_eq!(Stat::parse(line), Some(stat));
         assert_eq!(Stat::parse(b"7 (cut of"), None);
         assert_eq!(program(b"/usr/bin/pay\0--all\0"), b"pay");

@@ -9,18 +9,17 @@
 //! # Guarantees
 //! The app's processes are sent the signal at the first deadline and SIGKILL at the second, on the
 //! clock that also counts suspend, also while the agent is stopped, stuck or dead. An app that
-//! nobody has vouched for since the guard began has [`BEGINNING`], and then the same.
+//! nobody has vouched for since the guard began has [`BEGINNING`], and then the same. In a pod an app
+//! that ends takes its turn along: what the kubelet starts in its place has to ask anew.
 //! # Not guaranteed
-//! Anything, when the guard itself is killed: then the agent ends the app, and when the whole
-//! container is killed, the next one.
+//! Anything, when the guard itself is killed: then the agent ends the app. In a container the runtime
+//! ends the agent as well, and the next container ends the app or goes on with the tenure, which takes
+//! as long as the kubelet waits until it starts one: longer each time.
 
 use std::{
     ffi::OsString,
     io,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::process::CommandExt as _,
-    },
+    os::{fd::AsFd, unix::process::CommandExt as _},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -32,10 +31,13 @@ use nix::sys::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Signal, getppid, kill_process},
 };
 
-use super::app::{App, AppSettings};
+use super::{
+    app::{App, AppSettings},
+    mains::{Mains, ROOM},
+};
 use crate::{
     agent::{
         descendants::{self, Child, Told},
@@ -54,6 +56,8 @@ const GUARDED: &str = "--guarded";
 const BEGINNING: Duration = Duration::from_secs(3);
 /// While the app is being ended, it is looked for this often.
 const AGAIN: Duration = Duration::from_millis(20);
+/// While an app may work of which no container is known, it is looked for this often.
+const LOOK: Duration = Duration::from_millis(100);
 /// Between the end of an agent and the next one.
 const PAUSE: Duration = Duration::from_secs(1);
 /// An agent that ends so has failed; every other way was its decision.
@@ -127,6 +131,9 @@ pub fn guard(arguments: &[OsString], settings: &AppSettings, grace: Duration) ->
         signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
         duty: Duty::Hold(Deadlines { term, kill: term + grace }),
         clock,
+        // Whoever started a container's main process is outside.
+        mains: getppid().is_none().then(Mains::default),
+        has_ended: false,
         agent: None,
         again: None,
         is_ending: false,
@@ -157,6 +164,10 @@ struct Guard<'a> {
     signals: SignalFd,
     clock: Clock,
     duty: Duty,
+    /// `None`: this is no container.
+    mains: Option<Mains>,
+    /// The app has, and the agent has not taken notice yet.
+    has_ended: bool,
     agent: Option<Agent>,
     /// When to start the next agent.
     again: Option<Instant>,
@@ -202,6 +213,7 @@ impl Guard<'_> {
             }
             let now = self.clock.now();
             self.duty = self.duty.at(now);
+            self.watch_app(now);
             let left = match self.duty {
                 Duty::Idle | Duty::Hold(_) => None,
                 Duty::Stop { .. } => {
@@ -221,6 +233,25 @@ impl Guard<'_> {
                 _ => self.start_again(now),
             }
             self.wait();
+        }
+    }
+
+    /// In a pod, an app that has ended must not be followed by another under the same tenure: that it
+    /// has ended is proof of its death to others, who need not wait.
+    fn watch_app(&mut self, now: Instant) {
+        let Some(mains) = &mut self.mains else { return };
+        if !matches!(self.duty, Duty::Hold(_)) {
+            mains.forget();
+        } else if mains.have_ended() {
+            eprintln!("guard: the app has ended by itself; the lock is given up");
+            self.has_ended = true;
+            self.duty = self.duty.after(Order::Stop { kill: now + self.grace });
+            self.report(Report::AppEnded);
+        } else if !mains.are_known() {
+            mains.look(&self.app);
+            if mains.are_known() {
+                self.app.try_rights();
+            }
         }
     }
 
@@ -289,6 +320,14 @@ impl Guard<'_> {
                 Received::End => agent.socket = None,
                 Received::Packet(packet) => {
                     let Some(order) = Order::read(&packet) else { continue };
+                    match order {
+                        Order::Hold(_) if self.has_ended => {
+                            orders::send(socket, Report::AppEnded.packet());
+                            continue;
+                        }
+                        Order::Stop { .. } => self.has_ended = false,
+                        _ => {}
+                    }
                     agent.stops += u64::from(matches!(order, Order::Stop { .. }));
                     self.duty = self.duty.at(self.clock.now()).after(order);
                     if matches!(order, Order::Stop { .. }) && self.duty == Duty::Idle {
@@ -300,26 +339,40 @@ impl Guard<'_> {
     }
 
     fn report_clear(&self) {
-        if let Some(Agent { socket: Some(socket), stops, .. }) = &self.agent {
-            orders::send(socket, Report::Clear { stops: *stops }.packet());
+        if let Some(Agent { stops, .. }) = &self.agent {
+            self.report(Report::Clear { stops: *stops });
         }
+    }
+
+    fn report(&self, report: Report) {
+        if let Some(Agent { socket: Some(socket), .. }) = &self.agent {
+            orders::send(socket, report.packet());
+        }
+    }
+
+    /// When to look for the app again, if at all.
+    fn look_due(&self, now: Instant) -> Option<Instant> {
+        let is_sought = self.mains.as_ref().is_some_and(|mains| !mains.are_known());
+        (is_sought && matches!(self.duty, Duty::Hold(_))).then(|| now + LOOK)
     }
 
     /// Returns when there is news, or it is time. Early returns do no harm.
     fn wait(&self) {
-        let due = [self.duty.due(self.clock.now()), self.again].into_iter().flatten().min();
+        let now = self.clock.now();
+        let due = [self.duty.due(now), self.look_due(now), self.again].into_iter().flatten().min();
         self.timer.set(due);
-        let socket: Option<BorrowedFd<'_>> =
-            self.agent.as_ref().and_then(|agent| agent.socket.as_ref()).map(AsFd::as_fd);
-        let timer = PollFd::new(&self.timer, PollFlags::IN);
-        let signals = PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN);
-        let _ = match socket {
-            Some(socket) => {
-                let socket = PollFd::from_borrowed_fd(socket, PollFlags::IN);
-                poll(&mut [timer, signals, socket], None)
-            }
-            None => poll(&mut [timer, signals], None),
-        };
+        let socket = self.agent.as_ref().and_then(|agent| agent.socket.as_ref());
+        let mains = self.mains.iter().flat_map(Mains::handles).map(AsFd::as_fd);
+        let mut fds = [self.timer.as_fd(), self.signals.as_fd()]
+            .into_iter()
+            .chain(socket.map(AsFd::as_fd))
+            .chain(mains);
+        let nothing = PollFd::new(&self.timer, PollFlags::empty());
+        let mut watched: [PollFd<'_>; 3 + ROOM] = std::array::from_fn(|_| match fds.next() {
+            Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+            None => nothing.clone(),
+        });
+        let _ = poll(&mut watched, None);
     }
 }
 

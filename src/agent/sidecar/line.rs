@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd as _, time::Duration};
 use rustix::process::getppid;
 use tokio::net::UnixStream;
 
-use super::app::{App, AppSettings};
+use super::app::{App, AppSettings, is_topmost};
 use crate::{
     agent::{
         child::{self, News},
@@ -18,6 +18,8 @@ use crate::{
 
 /// How long an app that is being ended may take before it is looked for again.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long a container's runtime may take to end what is left of it.
+const RUNTIME: Duration = Duration::from_secs(1);
 
 /// An app, and its guard.
 pub(super) struct Line {
@@ -26,6 +28,8 @@ pub(super) struct Line {
     /// How many orders to stop were given.
     stops: u64,
     app: App,
+    /// The guard is its container's main process.
+    is_in_container: bool,
 }
 
 impl Line {
@@ -33,8 +37,10 @@ impl Line {
     pub(super) fn new(settings: &AppSettings) -> io::Result<Line> {
         let mut app = App::new(settings)?;
         app.sparing(getppid());
+        let is_in_container = getppid().is_some_and(is_topmost);
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Line { guard: UnixStream::from_std(socket.into())?, stops: 0, app })
+        let guard = UnixStream::from_std(socket.into())?;
+        Ok(Line { guard, stops: 0, app, is_in_container })
     }
 
     /// The app may work until these.
@@ -46,6 +52,11 @@ impl Line {
     pub(super) fn stop(&mut self, kill: Instant) {
         self.stops += 1;
         orders::send(&self.guard, Order::Stop { kill }.packet());
+    }
+
+    /// Whether none of the app's processes lives.
+    pub(super) fn app_is_gone(&self) -> bool {
+        self.app.count() == 0
     }
 
     /// What the guard has to say next. Cancel-safe.
@@ -62,6 +73,15 @@ impl Line {
                 News::Reported(_) => {}
                 News::Unguarded => std::future::pending().await,
             }
+        }
+    }
+
+    /// With the guard that is gone the runtime is about to end us, if it was the container's main
+    /// process. What the next container may go on with is not ended before. Returns at this instant at
+    /// the latest.
+    pub(super) async fn await_runtime(&self, clock: &Clock, latest: Instant) {
+        if self.is_in_container {
+            clock.sleep_until(latest.min(clock.now() + RUNTIME)).await;
         }
     }
 

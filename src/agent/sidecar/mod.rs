@@ -9,7 +9,8 @@
 //! Nobody is told to lead but while the tenure may be relied on. The app's processes, where they are
 //! named, are gone at *valid until*: the [guard] sees to that, whatever becomes of this process. An
 //! agent that is started again in the same pod in time goes on with its session, its tenure and its
-//! token. Without the Kubernetes API, and without a controller, it goes on.
+//! token, for an app that goes on; in a pod, none follows one that has ended in the same tenure.
+//! Without the Kubernetes API, and without a controller, it goes on.
 //! # Not guaranteed
 //! That work stops which is told by HTTP, file or hooks alone: a frozen agent tells nobody. It has
 //! to count `remaining_ms`, or the protected resource has to check the fencing token.
@@ -40,6 +41,7 @@ mod guard;
 mod hooks;
 mod http;
 mod line;
+mod mains;
 mod settings;
 mod standing;
 mod tellers;
@@ -55,6 +57,8 @@ use tellers::Tellers;
 
 /// How long a release may take at least, when Consul does not answer.
 const RELEASE: Duration = Duration::from_secs(2);
+/// How long an agent whose app has ended leaves the key to others.
+const WAY: Duration = Duration::from_secs(2);
 /// Between attempts to read what an earlier agent left.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long such an attempt may take.
@@ -110,6 +114,8 @@ enum Why {
     Expired,
     /// Consul says that the lock is not ours any more.
     Lost,
+    /// The app has ended. What is started in its place has to ask anew.
+    AppEnded,
     Failed(AgentError),
 }
 
@@ -204,7 +210,9 @@ impl<C: Consul + Clone> Agent<'_, C> {
             match self.turn(wanted, max_hold, is_first).await {
                 Why::Stopped => return Ok(()),
                 Why::Failed(error) => return Err(error),
-                Why::Asked | Why::MaxHold | Why::Expired | Why::Lost => is_first = false,
+                Why::Asked | Why::MaxHold | Why::Expired | Why::Lost | Why::AppEnded => {
+                    is_first = false;
+                }
             }
         }
     }
@@ -250,6 +258,8 @@ impl<C: Consul + Clone> Agent<'_, C> {
             },
             false => None,
         };
+        // What an earlier agent left is gone on with for an app that goes on.
+        let is_done = recorded.is_some() && self.tellers.app_is_gone();
         tracing::info!(key = %wanted.key, "contending");
         let holder = Holder::take_up(
             self.consul.clone(),
@@ -260,15 +270,31 @@ impl<C: Consul + Clone> Agent<'_, C> {
             recorded,
         );
         let mut turn = Turn { holder, wanted, max_hold, grace: self.settings.grace };
-        let why = match self.contend(&mut turn).await {
-            Ok(tenure) => self.hold(&mut turn, tenure).await,
-            Err(why) => why,
+        let why = match is_done {
+            true => Why::AppEnded,
+            false => match self.contend(&mut turn).await {
+                Ok(tenure) => self.hold(&mut turn, tenure).await,
+                Err(why) => why,
+            },
         };
         let is_told = self.release(turn, matches!(why, Why::Stopped)).await;
         match why {
             Why::Failed(_) => why,
             _ if is_told => Why::Stopped,
+            Why::AppEnded => self.give_way().await.err().unwrap_or(why),
             _ => why,
+        }
+    }
+
+    /// Leaves the key to somebody whose app runs.
+    async fn give_way(&mut self) -> Result<(), Why> {
+        self.tellers.idle(None, State::Waiting, None, Some("the app has ended".to_owned()));
+        let (clock, until) = (self.clock.clone(), self.clock.now() + WAY);
+        loop {
+            select! {
+                () = clock.sleep_until(until) => return Ok(()),
+                disturbed = self.disturbed() => disturbed?,
+            }
         }
     }
 
@@ -331,14 +357,18 @@ impl<C: Consul + Clone> Agent<'_, C> {
                 Err(why) => break why,
             }
         };
+        let (notice, is_guarded) =
+            (turn.notice(), !matches!(why, Why::Failed(AgentError::Unguarded)));
+        if !is_guarded {
+            self.tellers.await_runtime(notice.deadlines(tenure.valid_until).term).await;
+        }
         tracing::warn!(%key, %token, ?why, "the work has to stop");
-        let (now, notice) = (self.clock.now(), turn.notice());
+        let now = self.clock.now();
         let mut kill = notice.kill(now, tenure.valid_until);
         if matches!(why, Why::Lost) {
             // The session is gone: the lock-delay is all that keeps others away.
             kill = kill.min(now + turn.wanted.session.lock_delay);
         }
-        let is_guarded = !matches!(why, Why::Failed(AgentError::Unguarded));
         let overdue = is_guarded.then(|| notice.overdue(tenure.valid_until).max(kill));
         match self.tellers.end(&key, &tenure, kill, overdue).await {
             Ok(()) => why,
@@ -377,6 +407,7 @@ impl<C: Consul + Clone> Agent<'_, C> {
                     self.tellers.renewed(tenure, turn.notice());
                     Ok(())
                 }
+                News::Reported(Report::AppEnded) => Err(Why::AppEnded),
                 News::Reported(_) => Ok(()),
             },
             () = changed(&mut self.claim) => self.asked(turn),

@@ -99,6 +99,13 @@ impl<'a> Tellers<'a> {
         }
     }
 
+    /// The guard is gone. Returns at this instant at the latest, if at all.
+    pub(super) async fn await_runtime(&self, latest: Instant) {
+        if let Some(line) = &self.line {
+            line.await_runtime(&self.clock, latest).await;
+        }
+    }
+
     /// Work has to stop, and is ended at `kill`. Returns when nothing is left of the app and of the
     /// hooks. `overdue`: when the guard should long have done so; `None`: there is none.
     ///
@@ -143,6 +150,11 @@ impl<'a> Tellers<'a> {
             }
         };
         tokio::join!(hooks, app).1
+    }
+
+    /// Whether the app, if it is known which it is, does not run.
+    pub(super) fn app_is_gone(&self) -> bool {
+        self.line.as_ref().is_some_and(Line::app_is_gone)
     }
 
     /// What the guard has to say next, if there is one; hooks that have ended are seen to meanwhile.

@@ -291,6 +291,24 @@ fn agent_that_is_told_to_end_while_it_gives_the_lock_up_ends_when_it_has() {
 }
 
 #[test]
+fn agent_that_finds_its_session_again_but_no_app_begins_another_tenure() {
+    let scene = Scene::new("no-app");
+    let process = format!("--process={}", scene.app);
+    let uid = format!("--pod-uid=uid-{}", scene.app);
+    let mut agent = scene.start(&flags(&[&["--lock-delay=60s"], &POD, &[&process, &uid]]));
+    let first = agent.leads();
+    let written = || scene.pair().unwrap()["ModifyIndex"].as_u64() != Some(token(&first));
+    wait_for("the token in the key", PATIENCE, || written().then_some(())).unwrap();
+    // Whoever worked may have ended meanwhile, and whoever comes next was not told anything.
+    kill(agent.guarded(), Signal::KILL);
+    let next = agent
+        .wait("another tenure", |told| told["leader"] == true && told["token"] != first["token"]);
+    assert!(token(&next) > token(&first), "and there was no lock-delay");
+    assert_ne!(next["session"], first["session"]);
+    agent.stop();
+}
+
+#[test]
 fn agent_whose_guard_is_killed_ends_the_app_and_gives_the_lock_up() {
     let scene = Scene::new("unguarded");
     let process = format!("--process={}", scene.app);
