@@ -4,6 +4,7 @@
 //	backend serve      answer HTTP on :8080 until SIGTERM
 //	backend get URL    make one request within two seconds and print the answer
 //	backend pause      do nothing but collect orphans, as a sandbox's first process
+//	backend work       be an app beside an agent; see work.go
 //
 // What it serves:
 //
@@ -49,8 +50,10 @@ func run(args []string) error {
 	case len(args) == 1 && args[0] == "pause":
 		pause()
 		return nil
+	case len(args) == 1 && args[0] == "work":
+		return work()
 	}
-	return errors.New("usage: backend serve | backend get URL | backend pause")
+	return errors.New("usage: backend serve | backend get URL | backend pause | backend work")
 }
 
 func serve() error {

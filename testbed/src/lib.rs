@@ -42,7 +42,7 @@ pub use control_plane::ControlPlane;
 pub use folder::{Folder, tail};
 pub use http::{Reply, request};
 pub use image::{BACKEND_IMAGE, Image, ImageConfig, Layer, PRODUCT_IMAGE, ProductImage};
-pub use node::{Cluster, Island};
+pub use node::{Cluster, Island, PodCut};
 pub use ports::Port;
 pub use process::{BedError, Recipe, Server};
 pub use proxy::{Answer, Fault, Proxy};

@@ -3,7 +3,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use testbed::{Consul, Folder, Recipe, Server, request};
@@ -47,10 +50,28 @@ impl Replica {
     pub(crate) fn kill(&self) {
         self.server.kill().unwrap();
     }
+
+    /// SIGSTOP.
+    pub(crate) fn pause(&self) {
+        self.server.pause().unwrap();
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        self.server.resume().unwrap();
+    }
+
+    /// The end of its log; for people.
+    pub(crate) fn log(&self) -> String {
+        testbed::tail(self.server.log())
+    }
 }
 
-/// Makes ConsulLocks known to the cluster.
+/// Makes ConsulLocks known to the cluster. One at a time: of two that apply what is not there yet, one
+/// fails.
 pub(crate) fn install_definition(space: &Space) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let definition = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
     space.kubectl(&["apply", "-f", definition]);
     space.kubectl(&["wait", "--for=condition=Established", "crd/consullocks.consullock.dev"]);

@@ -5,6 +5,7 @@
 //! their own on one cluster; those that cut links or stop servers take turns on the other.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only `#[test]`s")]
 
+mod agents;
 mod bed;
 mod controller;
 mod disturbances;
@@ -13,6 +14,7 @@ mod firings;
 mod image;
 mod kubelet;
 mod partition;
+mod payroll;
 mod pods;
 mod routing;
 mod service;

@@ -55,10 +55,18 @@ impl Image {
     }
 
     fn of_backend(name: &str, task: &str) -> Result<Image, BedError> {
-        let entrypoint = vec!["/backend".to_owned(), task.to_owned()];
+        Image::of_backend_as("backend", name, task)
+    }
+
+    /// The program of [`BACKEND_IMAGE`] under another name, and with another task.
+    ///
+    /// # Errors
+    /// It cannot be built.
+    pub fn of_backend_as(program: &str, name: &str, task: &str) -> Result<Image, BedError> {
+        let entrypoint = vec![format!("/{program}"), task.to_owned()];
         Ok(Image {
             name: name.to_owned(),
-            files: vec![(Tool::Backend.path()?, "backend".into())],
+            files: vec![(Tool::Backend.path()?, program.into())],
             config: ImageConfig { entrypoint, ..ImageConfig::default() },
         })
     }

@@ -54,6 +54,21 @@ const ALLOWED: Duration = Duration::from_secs(120);
 /// How long importing an image of some megabytes may take, or one question to the API server.
 const STEP_ALLOWED: Duration = Duration::from_secs(60);
 
+/// A pod that is cut off. Dropping this ends it: another pod may get the address.
+#[derive(Debug)]
+pub struct PodCut<'a> {
+    network: &'a Network,
+    pod: Ipv4Addr,
+}
+
+impl Drop for PodCut<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.network.heal_pod(self.pod) {
+            say(format!("{} may still be cut off: {error}", self.pod));
+        }
+    }
+}
+
 /// A running cluster. Dropping it ends it.
 pub struct Cluster {
     // In the order in which they end.
@@ -260,6 +275,16 @@ impl Cluster {
     /// It was not cut.
     pub fn heal(&self) -> Result<(), BedError> {
         self.network.heal()
+    }
+
+    /// Cuts one pod off from everybody, by its address: packets vanish without a word, and its
+    /// sockets stay as they are.
+    ///
+    /// # Errors
+    /// The rules could not be set, or are set already.
+    pub fn cut_pod(&self, pod: Ipv4Addr) -> Result<PodCut<'_>, BedError> {
+        self.network.cut_pod(pod)?;
+        Ok(PodCut { network: &self.network, pod })
     }
 
     /// A command on the host's files and inside the cluster's network, such as a client of its

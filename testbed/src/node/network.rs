@@ -75,6 +75,21 @@ nft delete table inet "$name"
 nsenter --net=/run/netns/"$name" nft delete table inet "$name"
 "#;
 
+/// The same for one pod, whomever it talks to.
+const CUT_POD: &str = r#"# cut a pod off
+set -e
+nsenter --net=/run/netns/"$name" nft "
+    table inet pod-${pod##*.} {
+        chain from { type filter hook prerouting priority -400; ip saddr $pod drop; }
+        chain through { type filter hook forward priority -400; ip daddr $pod drop; }
+        chain to { type filter hook output priority -400; ip daddr $pod drop; }
+    }"
+"#;
+
+const HEAL_POD: &str = r#"# end the cut of a pod
+nsenter --net=/run/netns/"$name" nft delete table inet "pod-${pod##*.}"
+"#;
+
 /// A network namespace with its links. Dropping it removes them, and whatever still runs in it.
 #[derive(Debug)]
 pub(super) struct Network {
@@ -148,6 +163,16 @@ impl Network {
     /// All come through again.
     pub(super) fn heal(&self) -> Result<(), BedError> {
         self.shell(HEAL)
+    }
+
+    /// No packet comes through to this pod or from it.
+    pub(super) fn cut_pod(&self, pod: Ipv4Addr) -> Result<(), BedError> {
+        self.shell(&format!("pod={pod} {CUT_POD}"))
+    }
+
+    /// All come through again.
+    pub(super) fn heal_pod(&self, pod: Ipv4Addr) -> Result<(), BedError> {
+        self.shell(&format!("pod={pod} {HEAL_POD}"))
     }
 
     fn shell(&self, script: &str) -> Result<(), BedError> {
