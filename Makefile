@@ -39,10 +39,12 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 			"cargo install --locked cargo-deny"; \
 	fi
 
-generate: need-rust need-cc ## write crds/ and man/ anew from the Rust types
+generate: need-rust need-cc ## write crds/, man/ and the chart's values anew from where they are defined
 	@mkdir -p crds man
 	$(CARGO) run --quiet --locked -- crd > crds/consullocks.yaml.new
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
+	cp crds/consullocks.yaml charts/consul-lock/crds/consullocks.yaml
+	$(CARGO) run --quiet --locked --package testbed -- chart
 	@rm -f man/*.1
 	$(CARGO) run --quiet --locked -- man man
 

@@ -387,6 +387,7 @@ async fn control(shared: Shared, replicas: Replicas, caches: Part) {
     let synced = async {
         controller.synced().await;
         caches.ready();
+        tracing::info!("the caches are synced");
         std::future::pending::<()>().await;
     };
     let turn = Arc::default();

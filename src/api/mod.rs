@@ -53,11 +53,13 @@ mod tests {
 
     #[test]
     fn crds_are_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
-        let on_disk = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            on_disk == crd_yaml(),
-            "crds/consullocks.yaml is out of date: run `make generate` and commit the result"
-        );
+        for file in ["crds/consullocks.yaml", "charts/consul-lock/crds/consullocks.yaml"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let on_disk = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(
+                on_disk == crd_yaml(),
+                "{file} is out of date: run `make generate` and commit the result"
+            );
+        }
     }
 }

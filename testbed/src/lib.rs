@@ -16,11 +16,13 @@
 
 pub mod bench;
 mod certs;
+pub mod chart;
 mod cluster;
 mod consul;
 mod control_plane;
 pub mod fake_api;
 mod folder;
+mod helm;
 mod http;
 mod image;
 mod node;
@@ -40,6 +42,7 @@ pub use cluster::{ConsulCluster, ConsulClusterConfig};
 pub use consul::{Consul, ConsulConfig};
 pub use control_plane::ControlPlane;
 pub use folder::{Folder, tail};
+pub use helm::Helm;
 pub use http::{Reply, request};
 pub use image::{BACKEND_IMAGE, Image, ImageConfig, Layer, PRODUCT_IMAGE, ProductImage};
 pub use node::{Cluster, Island, PodCut};

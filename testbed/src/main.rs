@@ -13,6 +13,7 @@ const USAGE: &str = "\
 usage: testbed tools    find or build all that tests need here, and say where it is
        testbed servers  the same without what only a node needs that runs pods
        testbed demo     start the servers and the controller, and tell a story to watch
+       testbed chart    write what is generated of the Helm chart
        testbed image BINARY ARCHIVE
                         make the container image of this binary, as an OCI archive";
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(),
         ["tools"] => tools().map_err(|error| error.to_string()),
         ["servers"] => find(Tool::SERVERS).map_err(|error| error.to_string()),
+        ["chart"] => testbed::chart::generate().map_err(|error| error.to_string()),
         ["image", binary, archive] => image(binary.as_ref(), archive.as_ref()),
         // For the test of the reaper alone: ends badly while a server runs.
         ["end-badly", "cluster"] => end_badly_with_a_cluster().map_err(|error| error.to_string()),
@@ -51,6 +53,7 @@ fn find(tools: &[Tool]) -> Result<(), ToolError> {
 /// What only a node needs is left out where none can run.
 fn tools() -> Result<(), ToolError> {
     find(Tool::SERVERS)?;
+    find(Tool::TESTS)?;
     match Cluster::why_not() {
         None => find(Tool::NODE),
         Some(why) => {

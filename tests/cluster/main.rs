@@ -7,6 +7,7 @@
 
 mod agents;
 mod bed;
+mod chart;
 mod controller;
 mod disturbances;
 mod elections;

@@ -7,6 +7,7 @@ mod agent;
 mod agent_mode;
 mod api_contract;
 mod canary;
+mod chart;
 mod claims;
 mod consul_access;
 mod consul_certificates;

@@ -320,16 +320,17 @@ impl Rule {
         let post = PostParams { dry_run: true, ..PostParams::default() };
         let dry = PatchParams { dry_run: true, ..PatchParams::default() };
         let nothing = Patch::Merge(json!({ "metadata": { "annotations": {} } }));
+        // The right to get and update may be confined to the one Lease that it is needed for.
+        let name = match self.kind {
+            "Lease" => examined.lease_name,
+            _ => NAME,
+        };
         match verb {
-            "get" => api.get(NAME).await.map(drop),
+            "get" => api.get(name).await.map(drop),
             "list" => api.list(&ListParams::default().limit(1)).await.map(drop),
             "watch" => watched(api).await,
             "create" => api.create(&post, &self.sample(kind, NAME)).await.map(drop),
             "update" => {
-                let name = match self.kind {
-                    "Lease" => examined.lease_name,
-                    _ => NAME,
-                };
                 let present = api.get_opt(name).await.ok().flatten();
                 let object = present.unwrap_or_else(|| self.sample(kind, name));
                 api.replace(name, &post, &object).await.map(drop)

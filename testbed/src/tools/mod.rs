@@ -75,6 +75,8 @@ pub enum Tool {
     LeaderElection,
     /// Plays nodes: pods on them count as running, without a kubelet.
     Kwok,
+    /// Installs charts.
+    Helm,
     /// The loops behind Deployments, Jobs, EndpointSlices, service accounts.
     KubeControllerManager,
     /// Gives pods their node.
@@ -181,6 +183,13 @@ const LEADER_ELECTION: Module = Module {
     ..PLAIN
 };
 const KWOK: Module = Module { name: "kwok", folder: "tools/kwok", takes: "2 minutes", ..PLAIN };
+const HELM: Module = Module {
+    name: "helm",
+    folder: "tools/helm",
+    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    takes: "3 to 5 minutes",
+    ..PLAIN
+};
 const BACKEND: Module = Module {
     name: "backend",
     folder: "testbed/backend",
@@ -206,6 +215,9 @@ impl Tool {
     /// What every machine needs.
     pub const SERVERS: &[Tool] =
         &[Tool::Consul, Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl, Tool::ApiLock, Tool::Kwok];
+
+    /// What tests need that start no servers with it.
+    pub const TESTS: &[Tool] = &[Tool::Helm];
 
     /// What a machine needs in addition that runs a [`crate::Cluster`].
     pub const NODE: &[Tool] = &[
@@ -234,6 +246,7 @@ impl Tool {
             Tool::ApiLock => "api-lock",
             Tool::LeaderElection => "leader-election",
             Tool::Kwok => "kwok",
+            Tool::Helm => "helm",
             Tool::KubeControllerManager => "kube-controller-manager",
             Tool::KubeScheduler => "kube-scheduler",
             Tool::Kubelet => "kubelet",
@@ -299,6 +312,7 @@ impl Tool {
             Tool::ApiLock => &API_LOCK,
             Tool::LeaderElection => &LEADER_ELECTION,
             Tool::Kwok => &KWOK,
+            Tool::Helm => &HELM,
             Tool::KubeControllerManager | Tool::KubeScheduler | Tool::Kubelet | Tool::KubeProxy => {
                 &KUBERNETES_NODE
             }
@@ -329,6 +343,7 @@ impl Tool {
             | Tool::KubeProxy => (&["--version"], 1, 36, 0),
             Tool::Kubectl => (&["version", "--client"], 1, 36, 1),
             Tool::Kwok => (&["--version"], 0, 8, 0),
+            Tool::Helm => (&["version", "--template={{.Version}}"], 4, 3, 0),
             Tool::Containerd | Tool::Ctr => (&["--version"], 2, 4, 0),
             Tool::ContainerdShim => (&["-v"], 2, 4, 0),
             Tool::Runc => (&["--version"], 1, 5, 1),

@@ -1,0 +1,314 @@
+//! The chart on a real node with the real Helm: installed, examined, upgraded, rolled back and
+//! uninstalled, while a pod leads.
+
+use std::{process::Command, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use testbed::{Cluster, Consul, Helm, chart, run, say, tools::Tool, wait_for};
+
+use crate::{
+    bed::{PATIENCE, Space, disturbed_cluster, pod},
+    image::{consul_by_name, import},
+};
+
+const RELEASE: &str = "locks";
+
+/// The cluster's name in Consul, and in the policy that is documented.
+const CLUSTER: &str = "eu-1";
+
+/// The claim, its Service and the label of its pod.
+const NAME: &str = "billing";
+
+/// How long a controller may take from its first log line until it is ready; of a release it is a
+/// tenth.
+const START_ALLOWED: Duration = Duration::from_secs(10);
+
+/// A release in a namespace that takes restricted pods alone, and a claim in another.
+struct Scene {
+    own: Space,
+    claims: Space,
+    helm: Helm,
+    consul: Consul,
+    values: Value,
+}
+
+/// A tenure, as Consul and the claim's status tell it. The key's own indexes are no part of it: a
+/// leader that adopts a tenure writes the key anew.
+#[derive(Debug, PartialEq)]
+struct Tenure {
+    session: String,
+    token: String,
+    transitions: Value,
+    endpoints: Vec<String>,
+}
+
+impl Scene {
+    fn set(cluster: &'static Cluster) -> Scene {
+        import(cluster);
+        let (consul, address) = consul_by_name(cluster, true);
+        let own = Space::on(cluster, "chart");
+        let restricted = "pod-security.kubernetes.io/enforce=restricted";
+        own.kubectl(&["label", "namespace", &own.namespace, restricted]);
+        let token = format!("--from-literal=token={}", documented_token(&consul));
+        own.kubectl(&["create", "secret", "generic", "consul-token", &token]);
+        let values = json!({
+            "image": {"pullPolicy": "Never"},
+            "clusterName": CLUSTER,
+            "consul": {"address": address, "tokenSecret": {"name": "consul-token"}},
+            "dns": {"policy": "None", "nameservers": [cluster.gateway()]},
+            "admissionPolicy": {"enabled": true},
+        });
+        let helm = Helm::new(cluster.kubeconfig()).unwrap();
+        let claims = Space::on(cluster, "charted");
+        Scene { own, claims, helm, consul, values }
+    }
+
+    /// `install` or `upgrade`; what it printed.
+    #[track_caller]
+    fn helm(&self, what: &str, values: &Value) -> String {
+        let args = [what, RELEASE, "--namespace", &self.own.namespace, "--wait", "--timeout=120s"];
+        self.helm.with_chart(&args, values).unwrap_or_else(|error| {
+            let pods = self.own.try_kubectl(&["describe", "pods"]);
+            let logs = self.own.try_kubectl(&["logs", "deployment/locks-consul-lock"]);
+            panic!("{error}\n{}\n{logs:?}", pods.unwrap_or_default())
+        })
+    }
+
+    /// Any other of Helm's commands about the release.
+    #[track_caller]
+    fn helm_about(&self, what: &[&str], more: &[&str]) -> String {
+        let release = [RELEASE, "--namespace", &self.own.namespace];
+        self.helm.run(&[what, &release, more].concat()).unwrap()
+    }
+
+    /// A pod, its Service, and a claim that elects it.
+    fn elect(&self) {
+        self.claims.apply(&pod("leader", &json!({"app": NAME})));
+        self.claims.apply(&json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME},
+            "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+        }));
+        self.claims.apply(&json!({
+            "apiVersion": "consullock.dev/v1alpha1", "kind": "ConsulLock",
+            "metadata": {"name": NAME},
+            "spec": {
+                "candidates": {"selector": {"matchLabels": {"app": NAME}}},
+                "routing": {"service": NAME},
+            },
+        }));
+    }
+
+    fn key(&self) -> String {
+        format!("consul-lock/{}/{NAME}", self.claims.namespace)
+    }
+
+    /// Or what there is while nobody leads, or the status is behind.
+    fn tenure(&self) -> Result<Tenure, Value> {
+        let pair = self.consul.request("GET", &format!("/v1/kv/{}", self.key()), b"").unwrap();
+        let pair = if pair.ok() { pair.json()[0].clone() } else { Value::Null };
+        let status = self.claims.get("consullock", NAME)["status"].clone();
+        let of = format!("--selector=kubernetes.io/service-name={NAME}");
+        let slices = self.claims.list("endpointslices", &[&of]);
+        let endpoints: Vec<String> = slices
+            .iter()
+            .flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten())
+            .filter_map(|one| one["targetRef"]["name"].as_str().map(str::to_owned))
+            .collect();
+        let token = status["fencingToken"].as_str().unwrap_or_default().to_owned();
+        match &pair["Session"] {
+            Value::String(session) if !token.is_empty() && !endpoints.is_empty() => Ok(Tenure {
+                session: session.clone(),
+                token,
+                transitions: status["transitions"].clone(),
+                endpoints,
+            }),
+            _ => Err(json!({"key": pair, "status": status, "slices": slices})),
+        }
+    }
+
+    #[track_caller]
+    fn led(&self) -> Tenure {
+        let led = wait_for("a leader", PATIENCE, || self.tenure().ok());
+        led.unwrap_or_else(|late| panic!("{late}: {:#}", self.tenure().unwrap_err()))
+    }
+
+    /// The release's pods that are not about to go.
+    fn pods(&self) -> Vec<Value> {
+        let controllers = "--selector=app.kubernetes.io/component=controller";
+        let mut pods = self.own.list("pods", &[controllers]);
+        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        pods
+    }
+}
+
+/// Asks Consul's administrator for something.
+fn administer(consul: &Consul, method: &str, path: &str, body: Value) -> Value {
+    let reply = consul.request(method, path, body.to_string().as_bytes()).unwrap();
+    assert!(reply.ok(), "{path}: {}", reply.text());
+    reply.json()
+}
+
+/// A token with the policy that is documented, word for word, and no other.
+fn documented_token(consul: &Consul) -> String {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policies/controller.hcl");
+    let rules = std::fs::read_to_string(file).unwrap();
+    let policy = json!({"Name": "consul-lock", "Rules": rules});
+    administer(consul, "PUT", "/v1/acl/policy", policy);
+    let token = json!({"Policies": [{"Name": "consul-lock"}]});
+    let token = administer(consul, "PUT", "/v1/acl/token", token);
+    token["SecretID"].as_str().unwrap().to_owned()
+}
+
+/// Makes an auth method by which the release's service account gets a token with the same policy,
+/// as the chart's README describes it. The API server reviews whoever logs in.
+fn open_the_door(scene: &Scene) {
+    let namespace = &scene.own.namespace;
+    let rules = [
+        json!({
+            "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"],
+            "verbs": ["create"],
+        }),
+        json!({"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}),
+    ];
+    scene.own.apply(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": "consul-reviews"}, "rules": rules,
+    }));
+    let account = format!("--serviceaccount={namespace}:reviewer");
+    let binding = ["clusterrolebinding", "consul-reviews", "--clusterrole=consul-reviews"];
+    scene.own.kubectl(&[&["create"], &binding[..], &[&account]].concat());
+    scene.own.kubectl(&["create", "serviceaccount", "reviewer"]);
+    let reviewer = scene.own.kubectl(&["create", "token", "reviewer"]);
+    let kubeconfig = std::fs::read_to_string(scene.own.cluster.kubeconfig()).unwrap();
+    let kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
+    let cluster = &kubeconfig["clusters"][0]["cluster"];
+    let authority = cluster["certificate-authority"].as_str().unwrap();
+    let method = json!({
+        "Name": "kubernetes", "Type": "kubernetes",
+        "Config": {
+            "Host": cluster["server"], "CACert": std::fs::read_to_string(authority).unwrap(),
+            "ServiceAccountJWT": reviewer.trim(),
+        },
+    });
+    let role = json!({"Name": "consul-lock", "Policies": [{"Name": "consul-lock"}]});
+    let ours = r#"serviceaccount.name=="locks-consul-lock""#;
+    let rule = json!({
+        "AuthMethod": "kubernetes", "BindType": "role", "BindName": "consul-lock",
+        "Selector": format!(r#"serviceaccount.namespace=="{namespace}" and {ours}"#),
+    });
+    for (path, body) in [("auth-method", method), ("role", role), ("binding-rule", rule)] {
+        administer(&scene.consul, "PUT", &format!("/v1/acl/{path}"), body);
+    }
+}
+
+/// How many tokens there are that logins have made.
+fn logins(consul: &Consul) -> usize {
+    let tokens = administer(consul, "GET", "/v1/acl/tokens?authmethod=kubernetes", Value::Null);
+    tokens.as_array().unwrap().len()
+}
+
+/// From a controller's first log line until the last part of it was ready.
+fn start(log: &str) -> Duration {
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let at = |line: &Value| line["timestamp"].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let said = |words: &str| {
+        let line = lines.iter().find(|line| line["message"] == words);
+        at(line.unwrap_or_else(|| panic!("no {words:?} in {log}")))
+    };
+    let ready = said("Consul answers").max(said("the caches are synced"));
+    ready.duration_since(at(&lines[0])).try_into().unwrap()
+}
+
+#[test]
+fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_uninstall() {
+    let Some(cluster) = disturbed_cluster() else { return };
+    let scene = Scene::set(*cluster);
+    let notes = scene.helm("install", &scene.values);
+    assert!(notes.contains("looks after all namespaces"), "{notes}");
+    let pods = scene.pods();
+    assert_eq!(pods.len(), 2);
+    for pod in &pods {
+        assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], json!(0), "{pod:#}");
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let took = start(&scene.own.kubectl(&["logs", name]));
+        say(format!("a controller was ready {:.2} s after it began", took.as_secs_f32()));
+        assert!(took < START_ALLOWED, "{took:?}");
+    }
+    scene.elect();
+    let tenure = scene.led();
+    assert_eq!(tenure.endpoints, ["leader"]);
+    let said = scene.helm_about(&["test"], &["--logs", "--timeout=120s"]);
+    let row = said.lines().find(|line| line.starts_with("RBAC: patch on consullocks/status "));
+    assert!(row.is_some_and(|row| row.contains(" OK ")) && !said.contains("cannot tell"), "{said}");
+
+    // From the token of a Secret to a login by the service account.
+    open_the_door(&scene);
+    let mut by_login = scene.values.clone();
+    by_login["consul"]["tokenSecret"] = json!({"name": ""});
+    by_login["consul"]["login"] = json!({"authMethod": "kubernetes"});
+    scene.helm("upgrade", &by_login);
+    let env = |pod: &Value| pod["spec"]["containers"][0]["env"].to_string();
+    let all = |with: bool| {
+        scene.pods().iter().all(|pod| env(pod).contains("CONSUL_LOGIN_AUTH_METHOD") == with)
+    };
+    assert!(all(true));
+    assert!(logins(&scene.consul) >= 2);
+    assert_eq!(scene.led(), tenure);
+    scene.helm_about(&["rollback"], &["--wait", "--timeout=120s"]);
+    assert!(all(false));
+    assert_eq!(scene.led(), tenure);
+    let out = || (logins(&scene.consul) == 0).then_some(());
+    wait_for("the controllers to have logged out", PATIENCE, out).unwrap();
+    upgrade_the_definition(&scene);
+    assert_eq!(scene.led(), tenure);
+
+    let notes = scene.helm_about(&["get", "notes"], &[]);
+    scene.helm_about(&["uninstall"], &["--wait", "--timeout=120s"]);
+    wait_for("the controllers to go", PATIENCE, || {
+        scene
+            .own
+            .list("pods", &["--selector=app.kubernetes.io/name=consul-lock"])
+            .is_empty()
+            .then_some(())
+    })
+    .unwrap();
+    assert!(!scene.claims.get("consullock", NAME)["metadata"]["finalizers"].is_null());
+    finish(&scene, &notes);
+}
+
+/// A definition that lacks a field gets it as the chart's README says, while claims are held.
+fn upgrade_the_definition(scene: &Scene) {
+    let name = "customresourcedefinition/consullocks.consullock.dev";
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    let older = json!([{"op": "remove", "path": format!("{spec}/value")}]);
+    scene.own.kubectl(&["patch", name, "--type=json", "-p", &older.to_string()]);
+    let knows = || {
+        let definition: Value =
+            serde_json::from_str(&scene.own.kubectl(&["get", name, "-o", "json"])).unwrap();
+        definition.pointer(&format!("{spec}/value")).is_some()
+    };
+    assert!(!knows());
+    let folder = chart::folder().join("crds");
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", folder.to_str().unwrap()];
+    scene.own.kubectl(&apply);
+    assert!(knows());
+}
+
+/// Does what the notes say of a release that was uninstalled while there were claims, word for word.
+fn finish(scene: &Scene, notes: &str) {
+    let (_, last) = notes.split_once("To be rid of them without it").unwrap();
+    let commands: Vec<&str> = last.lines().filter(|line| line.starts_with("  kubectl")).collect();
+    assert_eq!(commands.len(), 2, "{notes}");
+    let kubectl = Tool::Kubectl.path().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", kubectl.parent().unwrap().display());
+    for line in commands {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).env("PATH", &path);
+        run(command.env("KUBECONFIG", scene.own.cluster.kubeconfig()), PATIENCE).unwrap();
+    }
+    let definition = ["get", "customresourcedefinition/consullocks.consullock.dev"];
+    let gone = scene.own.try_kubectl(&definition).unwrap_err().to_string();
+    assert!(gone.contains("NotFound"), "{gone}");
+}
