@@ -3,6 +3,8 @@
 # The commands, so that a wrapper can be put before them.
 CARGO ?= cargo
 GO ?= go
+# The folder that cargo builds into.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
@@ -38,6 +40,15 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 		echo "NOT CHECKED: bans, licences and sources (deny.toml), for want of cargo-deny:" \
 			"cargo install --locked cargo-deny"; \
 	fi
+	@if command -v checkov >/dev/null; then \
+		echo "checkov: the chart's objects"; mkdir -p $(TARGET) || exit 1; \
+		$(CARGO) run --quiet --locked --package testbed -- render > $(TARGET)/chart.yaml || exit 1; \
+		BC_SKIP_MAPPING=TRUE checkov --framework kubernetes --file $(TARGET)/chart.yaml \
+			--skip-download --quiet --compact || exit 1; \
+	else \
+		echo "NOT CHECKED: the chart's objects, for want of checkov:" \
+			"pip install -r tools/checkov/requirements.txt"; \
+	fi
 
 generate: need-rust need-cc ## write crds/, man/ and the chart's values anew from where they are defined
 	@mkdir -p crds man
@@ -47,9 +58,6 @@ generate: need-rust need-cc ## write crds/, man/ and the chart's values anew fro
 	$(CARGO) run --quiet --locked --package testbed -- chart
 	@rm -f man/*.1
 	$(CARGO) run --quiet --locked -- man man
-
-# The folder that cargo builds into.
-TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 image: need-rust need-cc ## make the container image without an engine: target/image/consul-lock.tar
 	$(CARGO) build --release --locked --package consul-lock

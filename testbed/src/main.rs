@@ -4,8 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde_json::json;
 use testbed::tools::{Tool, ToolError};
-use testbed::{BedError, Cluster, Folder, Layer, PRODUCT_IMAGE, ProductImage, Recipe, Server};
+use testbed::{
+    BedError, Cluster, Folder, Helm, Layer, PRODUCT_IMAGE, ProductImage, Recipe, Server,
+};
 
 mod demo;
 
@@ -14,6 +17,7 @@ usage: testbed tools    find or build all that tests need here, and say where it
        testbed servers  the same without what only a node needs that runs pods
        testbed demo     start the servers and the controller, and tell a story to watch
        testbed chart    write what is generated of the Helm chart
+       testbed render   print the chart's objects, for other tools to look at
        testbed image BINARY ARCHIVE
                         make the container image of this binary, as an OCI archive";
 
@@ -28,6 +32,7 @@ fn main() -> ExitCode {
         ["tools"] => tools().map_err(|error| error.to_string()),
         ["servers"] => find(Tool::SERVERS).map_err(|error| error.to_string()),
         ["chart"] => testbed::chart::generate().map_err(|error| error.to_string()),
+        ["render"] => render().map_err(|error| error.to_string()),
         ["image", binary, archive] => image(binary.as_ref(), archive.as_ref()),
         // For the test of the reaper alone: ends badly while a server runs.
         ["end-badly", "cluster"] => end_badly_with_a_cluster().map_err(|error| error.to_string()),
@@ -61,6 +66,18 @@ fn tools() -> Result<(), ToolError> {
             Ok(())
         }
     }
+}
+
+/// Prints the chart's objects with everything that makes one, and an image as it should be named.
+fn render() -> Result<(), BedError> {
+    let values = json!({
+        "image": {"digest": format!("sha256:{}", "0".repeat(64))},
+        "admissionPolicy": {"enabled": true},
+        "metrics": {"serviceMonitor": {"enabled": true}},
+    });
+    let args = ["template", "consul-lock", "--namespace", "consul-lock"];
+    print!("{}", Helm::new(Path::new("/nowhere"))?.with_chart(&args, &values)?);
+    Ok(())
 }
 
 /// Makes the image, and says how big it is.
