@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use testbed::{
-    Answer, Consul, ConsulCluster, ConsulClusterConfig, ConsulConfig, ControlPlane, Fault, Proxy,
-    wait_for,
+    Answer, Consul, ConsulCluster, ConsulClusterConfig, ConsulConfig, ControlPlane, Fault,
+    Postgres, Proxy, wait_for,
 };
 
 #[test]
@@ -100,4 +100,19 @@ fn the_control_plane_answers_and_knows_who_may_do_what() {
 
     kubernetes.apiserver().restart().unwrap();
     assert!(kubernetes.kubectl(["get", "namespaces"]).unwrap().output().unwrap().status.success());
+}
+
+#[test]
+fn postgres_has_databases_and_says_what_is_wrong_with_a_statement() {
+    if Postgres::skips() {
+        return;
+    }
+    let postgres = Postgres::start().unwrap();
+    let (one, two) = (postgres.database("one").unwrap(), postgres.database("two").unwrap());
+    one.sql("CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'x'), (2, 'y')").unwrap();
+    assert_eq!(one.sql("SELECT a, b FROM t ORDER BY a").unwrap(), "1|x\n2|y");
+    let error = two.sql("SELECT a FROM t").unwrap_err().to_string();
+    assert!(error.contains("relation \"t\" does not exist"), "{error}");
+    postgres.server().restart().unwrap();
+    assert_eq!(one.sql("SELECT count(*) FROM t").unwrap(), "2");
 }
