@@ -7,7 +7,7 @@ GO ?= go
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
-GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend
+GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend examples
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak lint generate image servers tools bench need-rust need-lints need-go need-cc

@@ -59,6 +59,7 @@ fn find(tools: &[Tool]) -> Result<(), ToolError> {
 fn tools() -> Result<(), ToolError> {
     find(Tool::SERVERS)?;
     find(Tool::TESTS)?;
+    find(Tool::EXAMPLES)?;
     match Cluster::why_not() {
         None => find(Tool::NODE),
         Some(why) => {

@@ -22,6 +22,7 @@ mod elections_changes;
 mod elections_faults;
 mod elections_rights;
 mod end_to_end;
+mod examples;
 mod faults_consul;
 mod faults_consul_access;
 mod faults_consul_answers;

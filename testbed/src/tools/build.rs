@@ -161,9 +161,8 @@ fn io_error(tool: Tool, source: io::Error) -> ToolError {
 
 /// A hash of all that decides what comes out: pins, flags and our own Go code.
 fn hash_of(module: &Module, source: &Path) -> io::Result<u64> {
-    let mut files: Vec<PathBuf> = fs::read_dir(source)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<_>>()?;
+    let mut files = Vec::new();
+    collect_files(source, &mut files)?;
     files.retain(|file| file.extension().is_some_and(|kind| kind == "go" || is_pin(file)));
     files.sort();
     let mut hash = fnv(0xcbf2_9ce4_8422_2325, module.ldflags.as_bytes());
@@ -173,6 +172,18 @@ fn hash_of(module: &Module, source: &Path) -> io::Result<u64> {
         hash = fnv(hash, &fs::read(file)?);
     }
     Ok(hash)
+}
+
+/// The files of a folder, and of those below it.
+fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => collect_files(&entry.path(), files)?,
+            false => files.push(entry.path()),
+        }
+    }
+    Ok(())
 }
 
 fn is_pin(file: &Path) -> bool {
@@ -199,6 +210,10 @@ mod tests {
         folder.write("go.mod", "one").unwrap();
         let one = hash_of(&super::super::ETCD, folder.path()).unwrap();
         folder.write("go.mod", "two").unwrap();
-        assert_ne!(one, hash_of(&super::super::ETCD, folder.path()).unwrap());
+        let two = hash_of(&super::super::ETCD, folder.path()).unwrap();
+        assert_ne!(one, two);
+        fs::create_dir(folder.path().join("program")).unwrap();
+        folder.write("program/main.go", "package main").unwrap();
+        assert_ne!(two, hash_of(&super::super::ETCD, folder.path()).unwrap());
     }
 }

@@ -101,6 +101,10 @@ pub enum Tool {
     CniHostLocal,
     /// What runs in the pods of tests; see `testbed/backend`.
     Backend,
+    /// Issues coupons; see `examples/coupons`.
+    Coupons,
+    /// Sells stock; see `examples/inventory`.
+    Inventory,
 }
 
 /// A Go module of ours that builds one tool or several.
@@ -198,6 +202,15 @@ const BACKEND: Module = Module {
     ..PLAIN
 };
 
+/// The programs of the worked examples, a folder for each.
+const EXAMPLES: Module = Module {
+    name: "examples",
+    folder: "examples",
+    package: "./...",
+    takes: "half a minute",
+    ..PLAIN
+};
+
 /// What Kubernetes' programs say they are.
 const KUBERNETES_VERSION: &str = "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3";
 
@@ -235,6 +248,9 @@ impl Tool {
         Tool::Backend,
     ];
 
+    /// The programs of the worked examples.
+    pub const EXAMPLES: &[Tool] = &[Tool::Coupons, Tool::Inventory];
+
     /// What people call it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -259,6 +275,8 @@ impl Tool {
             Tool::CniLoopback => "loopback",
             Tool::CniHostLocal => "host-local",
             Tool::Backend => "backend",
+            Tool::Coupons => "coupons",
+            Tool::Inventory => "inventory",
         }
     }
 
@@ -320,6 +338,7 @@ impl Tool {
             Tool::Runc => &RUNC,
             Tool::CniPtp | Tool::CniLoopback | Tool::CniHostLocal => &CNI,
             Tool::Backend => &BACKEND,
+            Tool::Coupons | Tool::Inventory => &EXAMPLES,
         }
     }
 
@@ -353,7 +372,9 @@ impl Tool {
             | Tool::CniPtp
             | Tool::CniLoopback
             | Tool::CniHostLocal
-            | Tool::Backend => return None,
+            | Tool::Backend
+            | Tool::Coupons
+            | Tool::Inventory => return None,
         };
         Some(Fitting { program: self.name(), version_args, major, minor, skew })
     }
