@@ -57,7 +57,7 @@ impl Pair {
 }
 
 /// Waits until a Job is gone.
-async fn removed(cast: &Cast, job: &str) {
+pub(crate) async fn removed(cast: &Cast, job: &str) {
     eventually(&format!("Job {job} to be removed"), || async {
         let job = cast.jobs.get_opt(job).await.unwrap();
         if job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()) {

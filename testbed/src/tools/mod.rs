@@ -105,6 +105,8 @@ pub enum Tool {
     Coupons,
     /// Sells stock; see `examples/inventory`.
     Inventory,
+    /// Hands out numbers; see `examples/standby`.
+    Standby,
 }
 
 /// A Go module of ours that builds one tool or several.
@@ -249,7 +251,7 @@ impl Tool {
     ];
 
     /// The programs of the worked examples.
-    pub const EXAMPLES: &[Tool] = &[Tool::Coupons, Tool::Inventory];
+    pub const EXAMPLES: &[Tool] = &[Tool::Coupons, Tool::Inventory, Tool::Standby];
 
     /// What people call it.
     #[must_use]
@@ -277,6 +279,7 @@ impl Tool {
             Tool::Backend => "backend",
             Tool::Coupons => "coupons",
             Tool::Inventory => "inventory",
+            Tool::Standby => "standby",
         }
     }
 
@@ -338,7 +341,7 @@ impl Tool {
             Tool::Runc => &RUNC,
             Tool::CniPtp | Tool::CniLoopback | Tool::CniHostLocal => &CNI,
             Tool::Backend => &BACKEND,
-            Tool::Coupons | Tool::Inventory => &EXAMPLES,
+            Tool::Coupons | Tool::Inventory | Tool::Standby => &EXAMPLES,
         }
     }
 
@@ -374,7 +377,8 @@ impl Tool {
             | Tool::CniHostLocal
             | Tool::Backend
             | Tool::Coupons
-            | Tool::Inventory => return None,
+            | Tool::Inventory
+            | Tool::Standby => return None,
         };
         Some(Fitting { program: self.name(), version_args, major, minor, skew })
     }

@@ -53,7 +53,7 @@ impl Scene {
     }
 
     /// Starts an agent for the scene's key.
-    pub(super) fn start(&self, flags: &[&str]) -> Agent {
+    pub(crate) fn start(&self, flags: &[&str]) -> Agent {
         let key = format!("--key={}", self.key);
         self.spawn(self.command(&[&[key.as_str()], flags].concat()))
     }
@@ -150,7 +150,7 @@ impl Agent {
         wait_for("the guarded agent", PATIENCE, find).unwrap()
     }
 
-    pub(super) fn send(&self, signal: Signal) {
+    pub(crate) fn send(&self, signal: Signal) {
         kill(self.pid(), signal);
     }
 
@@ -158,7 +158,7 @@ impl Agent {
         std::fs::read_to_string(&self.said).unwrap()
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.port.address()
     }
 
@@ -168,7 +168,7 @@ impl Agent {
     }
 
     /// What it answers, if that is what it is asked for.
-    pub(super) fn stands(&self) -> Option<Value> {
+    pub(crate) fn stands(&self) -> Option<Value> {
         let (code, text) = self.get("/leader")?;
         let told: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(code == 200, told["leader"] == true, "{code}: {text}");

@@ -3,5 +3,8 @@
 
 mod coupons;
 mod inventory;
+mod kubernetes;
+mod nightly;
 mod orders;
 mod stage;
+mod standby;

@@ -163,6 +163,10 @@ impl Actor {
         self.send(Signal::CONT);
     }
 
+    pub(super) fn kill(&self) {
+        self.send(Signal::KILL);
+    }
+
     fn send(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.process), signal).unwrap();
     }
