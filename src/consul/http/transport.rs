@@ -13,7 +13,7 @@ use super::{
     address::Address,
     client::Carrier,
     errors,
-    login::{Answered, Login, LoginError},
+    login::{Answered, LoginError},
     token::{Token, Tokens},
 };
 use crate::{
@@ -133,35 +133,30 @@ impl Transport {
 
     /// With the present token, which is in no error.
     async fn send_as_ourselves(&self, call: Call) -> Result<Reply, ConsulError> {
-        let operation = call.operation;
-        let token = match &self.tokens {
-            Tokens::Fixed(token) => token.clone(),
-            Tokens::File(file) => Some(file.current(self.clock.now())),
-            Tokens::Login(login) => {
-                let send = async |body| self.send_login(login.url.clone(), body).await;
-                let token = login.token(&self.clock, send).await;
-                let LoginError { class, message } = match token {
-                    Ok(token) => return self.send_logged_in(call, login, &token).await,
-                    Err(error) => error,
-                };
-                return Err(ConsulError { operation, class, message });
-            }
-        };
+        let token = self.token(call.operation).await?;
         let reply = self.send(call, token.as_ref()).await;
+        if let (Tokens::Login(login), Some(token), Err(error)) = (&self.tokens, &token, &reply)
+            && errors::is_unknown_token(&error.message)
+        {
+            login.doubt(token, self.clock.now());
+        }
         reply.map_err(|error| redacted(error, token.as_ref()))
     }
 
-    async fn send_logged_in(
-        &self,
-        call: Call,
-        login: &Login,
-        token: &Token,
-    ) -> Result<Reply, ConsulError> {
-        let reply = self.send(call, Some(token)).await;
-        if reply.as_ref().is_err_and(|error| errors::is_unknown_token(&error.message)) {
-            login.doubt(token, self.clock.now());
+    async fn token(&self, operation: Operation) -> Result<Option<Token>, ConsulError> {
+        match &self.tokens {
+            Tokens::Fixed(token) => Ok(token.clone()),
+            Tokens::File(file) => Ok(Some(file.current(self.clock.now()))),
+            Tokens::Login(login) => {
+                let send = async |body| self.send_login(login.url.clone(), body).await;
+                let token = login.token(&self.clock, send).await;
+                token.map(Some).map_err(|LoginError { class, message }| ConsulError {
+                    operation,
+                    class,
+                    message,
+                })
+            }
         }
-        reply.map_err(|error| redacted(error, Some(token)))
     }
 
     async fn send_login(&self, url: Url, body: Vec<u8>) -> Answered {
