@@ -3,7 +3,10 @@
 use std::{
     ffi::OsString,
     io,
-    os::{fd::AsFd as _, unix::process::CommandExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     process::{Command, Stdio},
 };
 
@@ -14,9 +17,22 @@ use super::{
     descendants::{self, AGAIN, Child as Descendant, Descendants},
     guard::GUARD,
     notice::{Deadlines, Notice},
-    orders::{self, Order, Received, Report},
+    orders::{self, Order, Received, Report, Variables},
 };
 use crate::clock::{Clock, Instant};
+
+/// What carries our own right to talk to Consul, and no command's.
+pub(super) const SECRETS: [&str; 3] =
+    ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_LOGIN_BEARER_TOKEN_FILE"];
+
+/// A guard that has no command to guard yet. Started while the lock is waited for, it takes no time
+/// once it is held. Dropped, it ends.
+#[derive(Debug)]
+pub(super) struct Ready {
+    socket: OwnedFd,
+    guard: Pid,
+    descendants: Descendants,
+}
 
 /// A command under a guard. Dropped, it is ended by the guard, with its grace.
 #[derive(Debug)]
@@ -35,37 +51,46 @@ pub(super) enum News {
     Unguarded,
 }
 
-impl Child {
-    /// Starts a guard, and by it the command: program and arguments. This process's environment is
-    /// passed on without `hidden` and with `shown`.
+impl Ready {
+    /// Starts a guard for a command, program and arguments. The command will have this process's
+    /// environment without `hidden`.
     ///
     /// # Errors
-    /// If the guard cannot be started; what becomes of the command is [news](Child::news).
-    pub(super) fn start(
-        command: &[OsString],
-        hidden: &[&str],
-        shown: &[(&str, String)],
-        deadlines: Deadlines,
-        notice: Notice,
-    ) -> io::Result<Child> {
+    /// If the guard cannot be started.
+    pub(super) fn new(command: &[OsString], hidden: &[&str]) -> io::Result<Ready> {
         // Should the guard die, its children are ours.
         let descendants = descendants::adopt()?;
         let (ours, guards) = orders::pair()?;
-        let order = Order::Start { deadlines, grace: notice.grace() };
-        orders::send_start(&ours, order, io::stdin().as_fd())?;
         // This very program, even if its file has been replaced since.
         let mut guard = Command::new("/proc/self/exe");
         guard.arg0(GUARD).args(command);
         for name in hidden {
             guard.env_remove(name);
         }
-        guard.envs(shown.iter().map(|(name, value)| (name, value)));
         // A group of its own: what a terminal or a shell sends ours is not meant for it.
         let guard = guard.stdin(Stdio::from(guards)).process_group(0).spawn()?;
-        let socket = UnixStream::from_std(ours.into())?;
-        Ok(Child { socket, guard: Pid::from_child(&guard), descendants })
+        Ok(Ready { socket: ours, guard: Pid::from_child(&guard), descendants })
     }
 
+    /// Has the command started, with these variables beside those of [`Ready::new`]. What becomes
+    /// of it is [news](Child::news).
+    ///
+    /// # Errors
+    /// If the guard does not hear; `BrokenPipe` if it is gone. Nothing runs then.
+    pub(super) fn start(
+        self,
+        variables: &Variables,
+        deadlines: Deadlines,
+        notice: Notice,
+    ) -> io::Result<Child> {
+        let order = Order::Start { deadlines, grace: notice.grace() };
+        orders::send_start(&self.socket, order, variables, io::stdin().as_fd())?;
+        let socket = UnixStream::from_std(self.socket.into())?;
+        Ok(Child { socket, guard: self.guard, descendants: self.descendants })
+    }
+}
+
+impl Child {
     /// The lock was renewed.
     pub(super) fn hold(&self, deadlines: Deadlines) {
         self.order(Order::Hold(deadlines));

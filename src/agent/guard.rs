@@ -1,6 +1,6 @@
 //! The guard: the process between `run` and its command.
 //!
-//! It starts the command, learns each new deadline through a socket, and ends everything that came
+//! It waits beside `run` for the lock. Once that is held it starts the command, learns each new deadline through a socket, and ends everything that came
 //! of the command when a deadline passes, when it is told to, or when `run` is gone. One thread, and
 //! one beside it for the [cgroup](super::cgroup), no runtime, and nothing that allocates once it
 //! waits.
@@ -35,7 +35,7 @@ use super::{
     cgroup::{self, Cgroup},
     descendants::{self, AGAIN, Child, Descendants, Told},
     notice::Deadlines,
-    orders::{self, Ending, Order, Received, Report},
+    orders::{self, Ending, Order, Received, Report, Start},
     timer::Timer,
     valid_until::{self, VALID_UNTIL_FILE},
 };
@@ -102,19 +102,19 @@ impl Duty {
 /// The name by which this program is started to be a guard.
 pub const GUARD: &str = "consul-lock-guard";
 
-/// Guards `command`, program and arguments, for the `run` at the other end of standard input.
-/// Returns when nothing is left of it.
+/// Guards `command`, program and arguments, for the `run` at the other end of standard input, from
+/// when that says so. Returns when nothing is left of it, or `run` has ended without a word.
 ///
 /// # Errors
 /// Of the system calls that come before the command is started. It is not started then.
 pub fn guard(command: &[OsString]) -> io::Result<()> {
     let socket = io::stdin();
-    let (order, stdin) = orders::receive_start(&socket)?;
-    let (Order::Start { deadlines, grace }, [program, arguments @ ..]) = (order, command) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    let file = std::env::var_os(VALID_UNTIL_FILE).map(PathBuf::from);
+    let [program, arguments @ ..] = command else { return Err(io::ErrorKind::InvalidData.into()) };
     let descendants = descendants::adopt()?;
+    let Some(Start { deadlines, grace, variables, stdin }) = orders::receive_start(&socket)? else {
+        return Ok(());
+    };
+    // What others left may have been left while this one waited.
     cgroup::sweep();
     let timer = Timer::new()?;
     let (clock, duty) = (Clock::boot(), Duty::Hold(deadlines));
@@ -123,9 +123,11 @@ pub fn guard(command: &[OsString]) -> io::Result<()> {
     }
     // The command inherits the signal mask, so signals are blocked after it has been started; a
     // guard that one of them ends before is missed by `run`, which ends the command.
-    let started =
-        Command::new(program).args(arguments).stdin(Stdio::from(stdin)).process_group(0).spawn();
-    let command = match started {
+    let file = variables.iter().find(|(name, _)| name == VALID_UNTIL_FILE);
+    let file = file.map(|(_, path)| PathBuf::from(path));
+    let mut starting = Command::new(program);
+    starting.args(arguments).envs(variables).stdin(Stdio::from(stdin)).process_group(0);
+    let command = match starting.spawn() {
         Ok(child) => Pid::from_child(&child),
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or_default();

@@ -1,7 +1,8 @@
 //! What `run` and its guard tell each other: packets of a few numbers over a pair of sockets.
 //!
 //! The guard's end is its standard input, since that is the one descriptor that a new process can
-//! be given without unsafe code. The command's own standard input travels with the first order.
+//! be given without unsafe code. The command's own standard input travels with the first order, and
+//! so do the variables that tell the command of its tenure.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -23,6 +25,9 @@ use super::notice::Deadlines;
 use crate::clock::Instant;
 
 const PACKET: usize = 25;
+
+/// Of the first order with its variables: a key, a path, and little more.
+const LONGEST_START: usize = 1 << 16;
 
 /// What `run` tells the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +75,29 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Sends the first order, and the command's standard input with it.
-pub(super) fn send_start(socket: impl AsFd, order: Order, stdin: BorrowedFd<'_>) -> io::Result<()> {
+/// What the command is to find in its environment: names and values.
+pub(super) type Variables = Vec<(String, String)>;
+
+/// The first order, as it arrives.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) deadlines: Deadlines,
+    pub(super) grace: Duration,
+    pub(super) variables: Variables,
+    /// The command's standard input.
+    pub(super) stdin: OwnedFd,
+}
+
+/// Sends the first order, the command's variables, and its standard input.
+///
+/// # Errors
+/// `BrokenPipe` if the guard is gone.
+pub(super) fn send_start(
+    socket: impl AsFd,
+    order: Order,
+    variables: &Variables,
+    stdin: BorrowedFd<'_>,
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = [stdin];
@@ -79,24 +105,43 @@ pub(super) fn send_start(socket: impl AsFd, order: Order, stdin: BorrowedFd<'_>)
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let packet = order.packet();
-    let payload = [IoSlice::new(&packet)];
+    // No value can hold a NUL, since no variable can.
+    let text: String = variables.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
+    if PACKET + text.len() > LONGEST_START {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let payload = [IoSlice::new(&packet), IoSlice::new(text.as_bytes())];
     rustix::net::sendmsg(socket, &payload, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// Takes in the first order. The socket must have it.
-pub(super) fn receive_start(socket: impl AsFd) -> io::Result<(Order, OwnedFd)> {
+/// Waits for the first order. `None`: the other side has ended without one.
+pub(super) fn receive_start(socket: impl AsFd) -> io::Result<Option<Start>> {
+    let mut watched = [PollFd::new(&socket, PollFlags::IN)];
+    while poll(&mut watched, None) == Err(Errno::INTR) {}
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut packet = [0; PACKET];
-    let mut payload = [IoSliceMut::new(&mut packet)];
-    rustix::net::recvmsg(socket, &mut payload, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let (mut packet, mut text) = ([0; PACKET], vec![0; LONGEST_START - PACKET]);
+    let mut payload = [IoSliceMut::new(&mut packet), IoSliceMut::new(&mut text)];
+    let received =
+        rustix::net::recvmsg(socket, &mut payload, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
     let stdin = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    let order = Order::read(&packet);
-    order.zip(stdin).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    text.truncate(received.bytes.saturating_sub(PACKET));
+    let text = String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData)?;
+    let named = text.split_terminator('\0').map(|variable| {
+        variable.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    });
+    let start = || {
+        let Order::Start { deadlines, grace } = Order::read(&packet)? else { return None };
+        Some(Start { deadlines, grace, variables: named.collect::<Option<_>>()?, stdin: stdin? })
+    };
+    start().map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Sends a packet. Whoever is gone does not hear it, and is not missed here.
@@ -245,19 +290,39 @@ mod tests {
     }
 
     #[test]
-    fn first_order_brings_the_standard_input_along() {
+    fn first_order_brings_variables_and_the_standard_input_along() {
         let (ours, guards) = pair().unwrap();
         let (reader, mut writer) = io::pipe().unwrap();
         let order = Order::Start { deadlines: DEADLINES, grace: Duration::ZERO };
-        send_start(&ours, order, reader.as_fd()).unwrap();
+        let variables = [("KEY", "a=b/ü\n"), ("EMPTY", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        send_start(&ours, order, &variables, reader.as_fd()).unwrap();
         drop(reader);
-        let (received, stdin) = receive_start(&guards).unwrap();
-        assert_eq!(received, order);
+        let start = receive_start(&guards).unwrap().unwrap();
+        assert_eq!((start.deadlines, start.grace), (DEADLINES, Duration::ZERO));
+        assert_eq!(start.variables, variables);
         writer.write_all(b"hello").unwrap();
         drop(writer);
         let mut text = String::new();
-        io::PipeReader::from(stdin).read_to_string(&mut text).unwrap();
+        io::PipeReader::from(start.stdin).read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn end_without_a_first_order_is_none_and_no_error() {
+        let (ours, guards) = pair().unwrap();
+        drop(ours);
+        assert!(receive_start(&guards).unwrap().is_none());
+    }
+
+    #[test]
+    fn first_order_to_a_guard_that_is_gone_is_a_broken_pipe() {
+        let (ours, guards) = pair().unwrap();
+        drop(guards);
+        let order = Order::Start { deadlines: DEADLINES, grace: Duration::ZERO };
+        let sent = send_start(&ours, order, &Vec::new(), io::stdin().as_fd());
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{ffi::OsString, io, sync::Arc, time::Duration};
 use tokio::select;
 
 use super::{
+    child::{Ready, SECRETS},
     descendants,
     nested::Outer,
     notice::{Notice, NoticeError},
@@ -150,6 +151,12 @@ impl RunError {
 }
 
 impl RunSettings {
+    /// A guard for the command.
+    pub(super) fn guard(&self) -> io::Result<Ready> {
+        let hidden = if self.pass_consul_token { &[][..] } else { &SECRETS };
+        Ready::new(&self.command, hidden)
+    }
+
     /// What a contender under these settings, who waits for so long, wants of its keepers. Every one
     /// has a session name of its own: keepers adopt what they find under theirs.
     fn wanted(&self, terms: Terms, wait: Option<Duration>, lent: Option<&SessionInfo>) -> Wanted {
@@ -235,7 +242,9 @@ pub async fn run<C: Consul + Clone>(
         && let Some((mut nested, terms)) = outer.join(&consul, &clock, settings).await?
         && let Some(tenure) = nested.tenure()
     {
-        let work = Work::start(settings, &clock, &mut signals, &mut nested, (terms, tenure))?;
+        let guard = settings.guard().map_err(RunError::Guard)?;
+        let under = (terms, tenure);
+        let work = Work::start(settings, &clock, &mut signals, guard, &mut nested, under)?;
         return work.done().await;
     }
     let lent = match &settings.session {
@@ -254,12 +263,14 @@ pub async fn run<C: Consul + Clone>(
         let waited = clock.now().since(began);
         let wait = settings.wait.map(|wait| wait.saturating_sub(waited));
         let wanted = settings.wanted(terms, wait, lent.as_ref());
+        let guard = settings.guard().map_err(RunError::Guard)?;
         let holder = Holder::contend(consul.clone(), clock.clone(), metrics, jitter, wanted);
         let run = Run { settings, clock: &clock, terms, holder, signals: &mut signals };
-        match run.once().await {
+        let ended = run.once(guard).await;
+        descendants::reap();
+        match ended {
             Ok(Outcome::Lost) if settings.restart => {
                 tracing::warn!(key = %settings.key, "the lock was lost; contending again");
-                descendants::reap();
                 (retries, began) = (settings.retries, clock.now());
             }
             Err(RunError::Unreachable(trouble)) if retries.is_some_and(|left| left > 0) => {
@@ -285,7 +296,7 @@ struct Run<'a, C> {
 }
 
 impl<C: Consul> Run<'_, C> {
-    async fn once(mut self) -> Result<Outcome, RunError> {
+    async fn once(mut self, guard: Ready) -> Result<Outcome, RunError> {
         let key = &self.settings.key;
         tracing::info!(%key, "contending");
         let once = self.settings.try_once || self.settings.retries.is_some();
@@ -300,7 +311,7 @@ impl<C: Consul> Run<'_, C> {
             Ok(tenure) => {
                 tracing::info!(%key, token = %tenure.token, session = %tenure.session, "held");
                 let Run { settings, clock, terms, holder, signals } = &mut self;
-                match Work::start(settings, clock, signals, holder, (*terms, tenure)) {
+                match Work::start(settings, clock, signals, guard, holder, (*terms, tenure)) {
                     Ok(work) => work.done().await,
                     Err(error) => Err(error),
                 }

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal};
 use tokio::select;
 
 use super::{
-    child::{Child, News},
+    child::{Child, News, Ready},
     orders::{Ending, Report},
     run::{Outcome, RunError, RunSettings},
     signals::{self, Signals},
@@ -18,10 +18,6 @@ use crate::{
     clock::{Clock, Instant},
     holder::{Broken, Hold, Tenure},
 };
-
-/// What carries our own right to talk to Consul, and no command's.
-pub(super) const SECRETS: [&str; 3] =
-    ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_LOGIN_BEARER_TOKEN_FILE"];
 
 /// Why the command is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +49,8 @@ pub(super) struct Work<'a, H> {
 }
 
 impl<'a, H: Hold> Work<'a, H> {
-    /// Starts the settings' command under a tenure of `lock`, and tells it of the tenure.
+    /// Has the guard start the settings' command under a tenure of `lock`, and tell it of the
+    /// tenure.
     ///
     /// # Errors
     /// [`RunError::Guard`]. Nothing runs then.
@@ -61,20 +58,27 @@ impl<'a, H: Hold> Work<'a, H> {
         settings: &'a RunSettings,
         clock: &'a Clock,
         signals: &'a mut Signals,
+        guard: Ready,
         lock: &'a mut H,
         (terms, tenure): (Terms, Tenure),
     ) -> Result<Work<'a, H>, RunError> {
         let file = ValidUntilFile::new(tenure.valid_until).map_err(RunError::Guard)?;
-        let shown = [
+        let variables = [
             ("CONSUL_LOCK_HELD", "true".to_owned()),
             ("CONSUL_LOCK_KEY", settings.key.to_string()),
             ("CONSUL_LOCK_SESSION", tenure.session.to_string()),
             ("CONSUL_LOCK_TOKEN", tenure.token.to_string()),
             (VALID_UNTIL_FILE, file.path().display().to_string()),
         ];
-        let hidden = if settings.pass_consul_token { &[][..] } else { &SECRETS };
+        let variables = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
         let deadlines = terms.notice.deadlines(tenure.valid_until);
-        let child = Child::start(&settings.command, hidden, &shown, deadlines, terms.notice);
+        let child = match guard.start(&variables, deadlines, terms.notice) {
+            // It waited for long, and whoever killed it meanwhile harmed nobody.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                settings.guard().and_then(|guard| guard.start(&variables, deadlines, terms.notice))
+            }
+            started => started,
+        };
         Ok(Work {
             settings,
             clock,

@@ -40,7 +40,7 @@ impl Hooks {
         tracing::info!(hook = name, "running");
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(command).envs(variables.iter().map(|(name, value)| (name, value)));
-        for secret in crate::agent::work::SECRETS {
+        for secret in crate::agent::child::SECRETS {
             shell.env_remove(secret);
         }
         let spawned = shell.stdin(Stdio::null()).process_group(0).kill_on_drop(true).spawn();

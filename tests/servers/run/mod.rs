@@ -24,8 +24,8 @@ pub(crate) mod scene;
 mod trials;
 
 use scene::{
-    Scene, VALID_UNTIL_FILE, all_gone, all_gone_and_told, assert_ended, foreground, is_alive,
-    is_stopped, kill, parent, sessions, valid_until, variable,
+    Scene, VALID_UNTIL_FILE, all_gone, all_gone_and_told, assert_ended, child, foreground,
+    is_alive, is_stopped, kill, parent, sessions, valid_until, variable,
 };
 
 /// A TTL that leaves room for a few renewals, a grace, and little patience.
@@ -199,6 +199,23 @@ fn key_that_is_not_free_is_waited_for_as_long_as_one_likes() {
 
     let mut patient = scene.start(&["--wait=30s"], "echo mine");
     assert!(is_alive(sleeper));
+    holder.send(Signal::TERM);
+    assert_eq!(holder.wait().0, 143);
+    assert_eq!(patient.wait(), (0, "mine\n".to_owned()));
+}
+
+#[test]
+fn guard_waits_for_the_lock_too_and_may_be_killed_meanwhile() {
+    let scene = Scene::new("ready");
+    let mut holder = scene.start(&[], SLEEPER);
+    scene.process("sleeper");
+    let (mut patient, mut killed) = (scene.start(&[], "echo mine"), scene.start(&[], "true"));
+    let guard = |run: Pid| wait_for("a guard", PATIENCE, || child(run)).unwrap();
+    let guards = [guard(patient.pid()), guard(killed.pid())];
+    kill(guards[0], Signal::KILL);
+    killed.send(Signal::KILL);
+    assert_eq!(killed.wait().0, -1);
+    all_gone(&guards);
     holder.send(Signal::TERM);
     assert_eq!(holder.wait().0, 143);
     assert_eq!(patient.wait(), (0, "mine\n".to_owned()));

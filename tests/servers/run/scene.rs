@@ -193,6 +193,13 @@ pub(crate) fn parent(pid: Pid) -> Pid {
     Pid::from_raw(stat(pid).unwrap()[1].parse().unwrap()).unwrap()
 }
 
+/// One of its children.
+pub(crate) fn child(pid: Pid) -> Option<Pid> {
+    let pid = pid.as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+}
+
 pub(crate) fn kill(pid: Pid, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
