@@ -72,8 +72,8 @@ struct Amounts {
     /// Commands under a lock that are killed, one after the other
     #[arg(long, default_value_t = 10)]
     kills: usize,
-    /// Machines that die, all at once
-    #[arg(long, default_value_t = 3)]
+    /// Machines that die for each means, one after the other
+    #[arg(long, default_value_t = 9)]
     deaths: usize,
     /// Leave out how long the peers go on when packets are dropped, which takes minutes
     #[arg(long)]
@@ -88,12 +88,16 @@ enum Part {
     /// Play our part in a measurement
     #[command(hide = true)]
     Ours(ours::Order),
+    /// Hold a lock on this key, and say what becomes of it
+    #[command(hide = true)]
+    Hold { key: String },
 }
 
 fn main() -> ExitCode {
     let mut amounts = Amounts::parse();
     let done = match amounts.part.take() {
         Some(Part::Ours(order)) => ours::run(order),
+        Some(Part::Hold { key }) => ours::hold(&key),
         None => measure(&amounts),
     };
     match done {

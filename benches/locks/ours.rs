@@ -8,7 +8,9 @@ use std::{
 };
 
 use clap::Parser;
-use consul_lock::{Connection, Held, Instant, Locks, Prefix, Settings, clock::Clock};
+use consul_lock::{
+    Connection, Held, Instant, LockDelay, Locks, Prefix, Settings, Ttl, clock::Clock,
+};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 
@@ -61,6 +63,23 @@ pub(crate) fn run(order: Order) -> Outcome<()> {
             // Consul's answer is of no interest any more.
             let _ = locks.close().await;
         }
+        Ok(())
+    })
+}
+
+/// Holds a lock with the shortest TTL that Consul allows and no lock-delay, and says so, as
+/// `benches/peers/api-lock` does.
+pub(crate) fn hold(key: &str) -> Outcome<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let settings = Settings::new(Prefix::new(key)?)
+            .ttl(Ttl::new(Duration::from_secs(10))?)
+            .lock_delay(LockDelay::new(Duration::ZERO)?);
+        let locks = Locks::connect(Connection::from_env()?, settings)?;
+        let held = locks.acquire(key).await?;
+        println!("locked");
+        held.lost().await;
+        println!("lost");
         Ok(())
     })
 }
