@@ -140,7 +140,7 @@ async fn take_place<C: Consul>(
                 }
                 _ => false,
             },
-            Standing::Adopting { .. } | Standing::None => false,
+            Standing::Adopting { .. } | Standing::Beginning { .. } | Standing::None => false,
         }
     };
     for remove in &course.remove {

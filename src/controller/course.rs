@@ -287,7 +287,7 @@ fn stance(
             Standing::Held { leader, .. } | Standing::Adopting { leader } => {
                 Some(Stance::Contend { leader: leader.clone(), instead: EndReason::NoCandidate })
             }
-            Standing::Followed(_) | Standing::None => {
+            Standing::Followed(_) | Standing::Beginning { .. } | Standing::None => {
                 follows.then_some(Stance::Follow { release: None })
             }
         };
@@ -377,7 +377,8 @@ fn wearer<'a>(
     stance: Option<&Stance>,
     undecided: bool,
 ) -> Option<&'a Arc<Leader>> {
-    let leader = pods.standing.leader()?;
+    let begins = matches!(pods.standing, Standing::Beginning { .. });
+    let leader = pods.standing.leader().filter(|_| !begins)?;
     // A pod that holds the key itself, as it was recorded, or as it is seen with its token.
     let has_told = match &pods.standing {
         Standing::Followed(followed) => followed.index.is_none() || followed.token.is_some(),
@@ -423,6 +424,7 @@ fn outgoing<'a>(pods: &'a Electorate, wearer: Option<&Arc<Leader>>) -> Option<&'
     // A pod that has not told its token was not given anything yet.
     let has_begun = match &pods.standing {
         Standing::Followed(followed) => followed.token.is_some(),
+        Standing::Beginning { .. } => false,
         _ => true,
     };
     let ends = wearer.is_none() && has_begun;

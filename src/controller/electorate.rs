@@ -118,6 +118,8 @@ pub(super) enum Standing {
     },
     /// An earlier controller recorded a tenure for this leader; it is being adopted.
     Adopting { leader: Option<Arc<election::Leader>> },
+    /// A tenure for this leader is being begun in place of another. It has nothing of it yet.
+    Beginning { leader: Option<Arc<election::Leader>> },
     /// The pods hold the key themselves, and this one does.
     Followed(Followed),
     /// There is none.
@@ -144,6 +146,9 @@ impl Standing {
                     began: *began,
                     record: record.clone(),
                 },
+                (LockView::HandingOver { leader, .. }, _) => {
+                    Standing::Beginning { leader: leader.clone() }
+                }
                 _ => Standing::None,
             },
         }
@@ -151,7 +156,9 @@ impl Standing {
 
     pub(super) fn leader(&self) -> Option<&Arc<election::Leader>> {
         match self {
-            Standing::Held { leader, .. } | Standing::Adopting { leader } => leader.as_ref(),
+            Standing::Held { leader, .. }
+            | Standing::Adopting { leader }
+            | Standing::Beginning { leader } => leader.as_ref(),
             Standing::Followed(followed) => Some(&followed.leader),
             Standing::None => None,
         }
@@ -163,7 +170,7 @@ impl Standing {
             Standing::Held { token, .. } => Some(*token),
             // What is merely recorded was not seen yet.
             Standing::Followed(followed) => followed.index.and(followed.token),
-            Standing::Adopting { .. } | Standing::None => None,
+            Standing::Adopting { .. } | Standing::Beginning { .. } | Standing::None => None,
         }
     }
 }

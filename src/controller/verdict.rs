@@ -238,9 +238,9 @@ fn still_releasing(facts: &Facts<'_>) -> Option<Verdict> {
 }
 
 fn handing_over(facts: &Facts<'_>) -> Option<Verdict> {
-    let LockView::HandingOver { reason, .. } = facts.view?.lock else { return None };
+    let LockView::HandingOver { reason, .. } = &facts.view?.lock else { return None };
     let message =
-        format!("one tenure has ended, and the next is being begun: {}", end_words(reason));
+        format!("one tenure has ended, and the next is being begun: {}", end_words(*reason));
     Some(Verdict::new(Phase::Releasing, Truth::True, Reason::HandingOver, message))
 }
 

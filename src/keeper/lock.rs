@@ -332,7 +332,9 @@ impl<C: Consul> LockKeeper<C> {
                 leader: self.tenant.clone(),
                 record: self.recorded.clone(),
             },
-            State::HandingOver { reason, since } => LockView::HandingOver { reason, since },
+            State::HandingOver { reason, since } => {
+                LockView::HandingOver { reason, since, leader: self.tenant.clone() }
+            }
             State::Releasing(reason) => LockView::Releasing { reason },
             State::Standby => self.view_aside(),
             State::Failed(reason) => LockView::Failed { reason },

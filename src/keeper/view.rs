@@ -90,6 +90,8 @@ pub enum LockView {
         reason: EndReason,
         /// When.
         since: Instant,
+        /// The pod that the other is for; `None`: the claim itself.
+        leader: Option<Arc<Leader>>,
     },
     /// The key is being given up.
     Releasing {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use consul_lock::{api::Phase, consul::Consul};
+use kube::api::{Patch, PatchParams};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::json;
 use testbed::{ControlPlane, Fault};
@@ -370,6 +371,26 @@ async fn consul_away_for_longer_than_the_ttl_takes_endpoint_and_label_away_and_n
     witness.catches_up(&site).await;
     witness.assert_orderly();
     assert_eq!(witness.deleted(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_pod_that_was_asked_for_keeps_what_it_was_handed_though_consul_takes_its_time() {
+    let Scene { site, proxy } = Scene::new("slow-handover").await;
+    let (cast, _replica) = (Cast::new(&site).await, site.start().await);
+    for (pod, second) in [("a", 1), ("b", 2), ("c", 3)] {
+        cast.ready(pod, second).await;
+    }
+    site.create("lock", candidates(json!({}))).await;
+    let token = cast.led_by("lock", "a").await;
+    // While the key changes hands the claim is looked at again.
+    proxy.set(Fault::Delay(Duration::from_millis(300)));
+    let asked = json!({ "consullock.dev/handover": format!("{token} c") });
+    let patch = Patch::Merge(json!({ "metadata": { "annotations": asked } }));
+    site.claims.patch("lock", &PatchParams::default(), &patch).await.unwrap();
+    cast.led_by("lock", "c").await;
+    let ended: Vec<_> = site.status("lock").await.history;
+    let reasons: Vec<_> = ended.iter().map(|one| (&*one.holder, &*one.reason)).collect();
+    assert_eq!(reasons, [(&*format!("{}/a", site.namespace), "HandedOver")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

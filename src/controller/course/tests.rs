@@ -399,6 +399,23 @@ fn without_a_tenure_nobody_has_anything() {
     assert_eq!((&course.dress, &course.advance), (&None, &vec![]));
 }
 
+#[test]
+fn whoever_is_being_handed_the_lock_is_elected_and_has_nothing_yet() {
+    let beginning = |pod: &str| Standing::Beginning { leader: Some(Arc::new(leader(pod))) };
+    let mut handing = scene(beginning("b"), vec![candidate("a"), candidate("b")]);
+    handing.badged = vec![badged("a", "41"), badged("b", "40")];
+    handing.traffic.own = vec![filled("b")];
+    let course = course_of(handing);
+    assert_eq!(wanted(&course), Some((Some("b"), EndReason::NoCandidate)));
+    assert_eq!(stripped(&course), [("a", false), ("b", false)]);
+    assert_eq!(retreats(&course), ["empty consullock-billing-ipv4"]);
+    assert_eq!((&course.dress, &course.advance), (&None, &vec![]));
+
+    let other = Candidate { matches: false, ..candidate("b") };
+    let course = course_of(scene(beginning("b"), vec![candidate("a"), other]));
+    assert_eq!(wanted(&course), Some((Some("a"), EndReason::PodUnmatched)));
+}
+
 const DELETE: &str = "{candidates: {selector: {matchLabels: {app: billing}}}, onLost: DeletePod}";
 
 fn lost(pod: &str, token: &str) -> LostTenure {

@@ -561,7 +561,7 @@ fn a_handover_that_is_refused_is_told_of_while_the_tenure_goes_on() {
 
 #[test]
 fn a_change_of_leader_is_told_only_if_it_takes_long() {
-    let lock = LockView::HandingOver { reason: EndReason::PodDied, since: at(9) };
+    let lock = LockView::HandingOver { reason: EndReason::PodDied, since: at(9), leader: None };
     let view = contending(lock, KeySeen::Ours);
     let status = status_with(&claim(ELECTS), &view, &Told::default(), None);
     assert_eq!((status.phase, status.fencing_token), (Some(Phase::Releasing), None));

@@ -150,6 +150,8 @@ fn what_is_left_of_a_run_that_was_killed_with_its_guard_ends_before_the_next_com
     both.into_iter().for_each(|pid| kill(pid, Signal::STOP));
     both.into_iter().for_each(|pid| kill(pid, Signal::KILL));
     assert_eq!(first.wait().0, -1);
+    // A guard minds its group until it is gone.
+    all_gone(&both);
     assert!(processes.iter().all(|pid| is_alive(*pid)), "nobody is left to end them");
     scene.end_session();
     let looks = r#"
