@@ -12,7 +12,8 @@
 //! # Guarantees
 //! Nothing waits for a group: the kernel changes groups one at a time for the whole machine, so a
 //! thread does all of it beside the guard's own, which works as if there were none. A group is not
-//! touched by others while its guard lives, which holds a lock on its folder.
+//! touched by others while its guard lives, which holds a shared lock on its folder; whoever ends
+//! what others left holds an exclusive one.
 //! # Not guaranteed
 //! That there is one: whoever runs us has to be allowed to make groups below ours and to move
 //! processes there, as root is, and a systemd unit with `Delegate=yes`. Nor that everything is in
@@ -106,31 +107,46 @@ fn make(ours: &Path) -> io::Result<(PathBuf, File)> {
     made
 }
 
+/// A guard's lock on its group, which all may share but those who would end it.
 fn locked(folder: &Path) -> io::Result<File> {
     let lock = File::open(folder)?;
-    lock.try_lock()?;
+    lock.try_lock_shared()?;
     // Whoever had the lock until now may have removed the folder; from now on nobody can.
     fs::metadata(folder.join(KILL)).map(|_| lock)
 }
 
-/// Ends what is left of commands of which neither `run` nor the guard lives.
+/// Ends what is left of commands of which neither `run` nor the guard lives, or waits until another
+/// guard has done so.
 pub(super) fn sweep() {
-    for (folder, _lock) in own().map(|ours| abandoned(&ours)).unwrap_or_default() {
+    for folder in own().map(|ours| groups(&ours)).unwrap_or_default() {
         for _ in 0..LOOKS {
-            if remove(&folder).is_ok() {
+            if is_minded_or_gone(&folder) {
                 break;
             }
-            drop(fs::write(folder.join(KILL), "1"));
             thread::sleep(AGAIN);
         }
     }
 }
 
-/// The groups below `ours` that nobody minds, each with a lock that keeps others away.
-fn abandoned(ours: &Path) -> Vec<(PathBuf, File)> {
+/// The commands' groups below `ours`.
+fn groups(ours: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(ours).into_iter().flatten().flatten();
     let groups = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
-    groups.filter_map(|entry| Some((entry.path(), locked(&entry.path()).ok()?))).collect()
+    groups.map(|entry| entry.path()).collect()
+}
+
+/// Whether a guard minds the group, or it is gone by now. If neither, what is in it is killed, here
+/// or by whoever has the whole lock.
+fn is_minded_or_gone(folder: &Path) -> bool {
+    let Ok(lock) = File::open(folder) else { return true };
+    if lock.try_lock().is_err() {
+        return lock.try_lock_shared().is_ok();
+    }
+    let is_gone = remove(folder).is_ok();
+    if !is_gone {
+        drop(fs::write(folder.join(KILL), "1"));
+    }
+    is_gone
 }
 
 /// Removes an empty group, and those below it.

@@ -7,13 +7,13 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal};
-use testbed::{say, wait_for};
+use testbed::{reaper, say, wait_for};
 
 use super::{
     BROOD, INNER, QUICK, brood,
-    scene::{Scene, all_gone, is_alive, kill, parent, valid_until},
+    scene::{Run, Scene, all_gone, is_alive, kill, parent, valid_until},
 };
-use crate::fixtures::PATIENCE;
+use crate::fixtures::{PATIENCE, unique};
 
 /// Waits until the command is in its group, which is made beside it.
 const IN_GROUP: &str = "until grep -q consul-lock-run /proc/$$/cgroup; do sleep 0.01; done;";
@@ -64,6 +64,35 @@ fn gone(group: &Path) -> Option<()> {
     (!group.exists()).then_some(())
 }
 
+/// A group in which no other test's guard looks for what was left.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(what: &str) -> Place {
+        let name = format!("{}-{}", unique(what), std::process::id());
+        let place = group(rustix::process::getpid()).join(name);
+        fs::create_dir(&place).unwrap();
+        Place(place)
+    }
+
+    /// Starts a run in it.
+    fn start(&self, scene: &Scene, script: &str) -> Run {
+        let run = scene.command(&QUICK, &["sh", "-c", script]);
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(&self.0);
+        command.arg(run.get_program()).args(run.get_args());
+        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        scene.beside(&mut command)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What a test that failed left in it stays.
+        drop(fs::remove_dir(&self.0));
+    }
+}
+
 #[test]
 fn command_has_a_cgroup_of_its_own_that_goes_with_it() {
     if skips() {
@@ -83,6 +112,10 @@ fn command_has_a_cgroup_of_its_own_that_goes_with_it() {
         }
         assert_eq!(run.wait().0, code, "{victim}");
         all_gone(&processes);
+        if victim == "the guard" {
+            // The group of a guard that was killed goes when the next one comes.
+            assert!(scene.run(&QUICK, &["true"]).status.success());
+        }
         wait_for("the cgroup to be gone", PATIENCE, || gone(&own)).unwrap();
     }
 }
@@ -126,8 +159,12 @@ fn what_forks_faster_than_it_can_be_looked_for_is_ended_in_time() {
     let before = inhabitants();
     let moved = || (inhabitants() != before).then_some(());
     wait_for("them to move on", PATIENCE, moved).unwrap();
+    // Just renewed, so that no renewal is half way through when it is stopped.
+    let sleeper = scene.process("sleeper");
+    let told = valid_until(sleeper);
+    wait_for("a renewal", PATIENCE, || (valid_until(sleeper) != told).then_some(())).unwrap();
     run.send(Signal::STOP);
-    let last = valid_until(scene.process("sleeper"));
+    let last = valid_until(sleeper);
     // The kernel takes its time to remove a group, in which nothing runs.
     wait_for("them to end", PATIENCE, || inhabitants().is_empty().then_some(())).unwrap();
     assert!(consul_lock::clock::Clock::boot().now() < last, "they went on for too long");
@@ -142,8 +179,8 @@ fn what_is_left_of_a_run_that_was_killed_with_its_guard_ends_before_the_next_com
     if skips() {
         return;
     }
-    let scene = Scene::new("both-killed");
-    let mut first = scene.start(&QUICK, &format!("{IN_GROUP} {BROOD}"));
+    let (scene, place) = (Scene::new("both-killed"), Place::new("both-killed"));
+    let mut first = place.start(&scene, &format!("{IN_GROUP} {BROOD}"));
     let processes = brood(&scene);
     let own = group(processes[0]);
     let both = [parent(processes[0]), first.pid()];
@@ -161,11 +198,34 @@ fn what_is_left_of_a_run_that_was_killed_with_its_guard_ends_before_the_next_com
         done
         echo mine
     "#;
-    let (code, said) = scene.start(&QUICK, looks).wait();
+    let (code, said) = place.start(&scene, looks).wait();
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("mine\n") && !said.contains("alive"), "two at once: {said}");
     assert!(!own.exists());
     scene.assert_nothing_left();
+}
+
+#[test]
+fn what_another_guard_is_about_to_end_is_waited_for() {
+    if skips() {
+        return;
+    }
+    let (scene, place) = (Scene::new("swept"), Place::new("swept"));
+    let left = place.0.join("consul-lock-run-left");
+    fs::create_dir(&left).unwrap();
+    let mut sleeper = reaper::spawn(Command::new("sleep").arg("90")).unwrap();
+    fs::write(left.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+    // As another guard does before it ends what is in there.
+    let lock = fs::File::open(&left).unwrap();
+    lock.lock().unwrap();
+    let looks = format!("test -d {} && echo is there; echo mine", left.display());
+    let mut run = place.start(&scene, &looks);
+    scene.wait_held();
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    reaper::forget_process(sleeper.id());
+    fs::remove_dir(&left).unwrap();
+    assert_eq!(run.wait(), (0, "mine\n".to_owned()));
 }
 
 /// As in a container.
