@@ -26,8 +26,8 @@ pub(super) struct LockFlags {
     #[arg(default_value = "15s", value_parser = ttl)]
     pub(super) ttl: Duration,
 
-    /// How long nobody gets the lock after it was lost; 0s to 60s. After a release it is free at
-    /// once
+    /// How long nobody gets the lock after it was lost; if it is shorter than the grace, the work
+    /// has no longer to stop then. 0s to 60s. After a release the lock is free at once
     #[arg(long, env = "CONSUL_LOCK_LOCK_DELAY", value_name = "DURATION")]
     #[arg(default_value = "15s", value_parser = lock_delay)]
     lock_delay: Duration,
