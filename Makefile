@@ -6,6 +6,9 @@ GO ?= go
 # The folder that cargo builds into.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# How many tests of the servers run at a time: they wait for most of theirs.
+WAITING := $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
+
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend examples
 
@@ -20,7 +23,9 @@ demo: servers ## start the servers, the controller and a story to watch
 	$(CARGO) run --quiet --locked --package testbed -- demo
 
 test: tools ## run every test, from unit tests to real servers
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --lib --bins --examples --test '[!s]*'
+	RUST_TEST_THREADS=$(WAITING) $(CARGO) test --locked --workspace --test 's*'
+	$(CARGO) test --locked --workspace --doc
 
 soak: servers ## take Consul's servers away under held locks, fifty times each way; most of an hour
 	ROUNDS=50 $(CARGO) test --locked --test servers run::cluster
