@@ -164,9 +164,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
             Ok(Job::Completion(generated::completion(Raw::command(), shell)))
         }
         RawCommand::Man { folder } => {
-            let mut pages = generated::man_pages(Raw::command());
-            pages.extend(generated::man_pages(kubectl::plugin()));
-            Ok(Job::Man(folder, pages))
+            Ok(Job::Man(folder, commands().into_iter().flat_map(generated::man_pages).collect()))
         }
         RawCommand::Kubectl(raw) => Ok(Job::Kubectl(Box::new(raw.validate(&matches)?))),
         RawCommand::Run(raw) => {
@@ -182,6 +180,11 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
             Ok(Job::Controller(Box::new(raw.validate(matches)?)))
         }
     }
+}
+
+/// The definitions of `consul-lock` and of `kubectl consullock`, for what is generated of them.
+pub fn commands() -> [clap::Command; 2] {
+    [Raw::command(), kubectl::plugin()]
 }
 
 /// A variable that is set to nothing, as manifests often have them, counts as not set.

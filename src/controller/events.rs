@@ -33,6 +33,59 @@ const AT_ONCE: usize = 4;
 /// Kubernetes allows a kilobyte.
 const NOTE_BYTES: usize = 1000;
 
+/// What may be told: the event's reason, whether it is a warning, and when.
+pub const EVENTS: &[(&str, bool, &str)] = &[
+    (
+        "Acquired",
+        false,
+        "A tenure began: of the claim, of the pod that it elected, or of a pod itself.",
+    ),
+    ("Released", false, "A tenure was given up in order. The note says why."),
+    ("Lost", true, "A tenure ended without our wish. The note says how."),
+    ("Waiting", false, "Somebody else holds the key."),
+    ("LockDelay", false, "The key's last holder was lost, and nobody may take it yet."),
+    ("Paused", false, "The claim has released its key and stands by."),
+    ("NoCandidate", true, "No pod may be elected. The note says why."),
+    ("HandoverRefused", true, "A handover was asked for that cannot be. The note says why."),
+    ("RoutingFailed", true, "The Service does not lead to the elected pod. The note says why."),
+    (
+        "AlreadyRan",
+        false,
+        "A Job was removed, for its firing has run already. The note says where.",
+    ),
+    ("RunsUnreadable", true, "What is recorded beside the key of earlier runs cannot be read."),
+    ("KeyConflict", true, "The key holds something that is not a lock. It is left alone."),
+    ("KeyNotAllowed", true, "The key is outside the prefixes of the claim's namespace."),
+    ("InvalidSpec", true, "The spec means nothing. The note names the field."),
+    ("AcquireTimeout", true, "The claim gave up: `acquire.timeout` passed."),
+    ("Contended", true, "The claim gave up: the key was not free at its one attempt."),
+    ("ConsulUnreachable", true, "Consul does not answer any more."),
+    ("ConsulReachable", false, "Consul answers again."),
+    ("ConsulDenied", true, "Consul's ACLs forbid something. The note says what."),
+    ("ConsulRefused", true, "Consul takes a request for invalid. The note says which."),
+    (
+        "DeletedWithoutRelease",
+        true,
+        "The claim went while Consul was away; its session ends by itself.",
+    ),
+];
+
+/// The reasons of `Ready` that are told under their own name.
+const STANDINGS: &[&str] = &[
+    "LockDelay",
+    "Paused",
+    "NoCandidate",
+    "HandoverRefused",
+    "RunsUnreadable",
+    "KeyConflict",
+    "KeyNotAllowed",
+    "InvalidSpec",
+    "AcquireTimeout",
+    "Contended",
+    "ConsulDenied",
+    "ConsulRefused",
+];
+
 /// One thing worth telling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct News {
@@ -42,7 +95,10 @@ pub(super) struct News {
 }
 
 impl News {
-    fn new(warning: bool, reason: &'static str, note: impl Into<String>) -> News {
+    fn new(reason: &'static str, note: impl Into<String>) -> News {
+        let known = EVENTS.iter().find(|(known, ..)| *known == reason);
+        debug_assert!(known.is_some(), "{reason} is not in EVENTS");
+        let warning = known.is_none_or(|(_, warning, _)| *warning);
         let mut note = note.into();
         while note.len() > NOTE_BYTES {
             note.pop();
@@ -54,7 +110,7 @@ impl News {
     pub(super) fn already_ran(remove: &Remove) -> News {
         let Remove { job, scheduled, place, .. } = remove;
         let note = format!("removed Job {job}: what was due at {scheduled} ran in {place}");
-        News::new(false, "AlreadyRan", note)
+        News::new("AlreadyRan", note)
     }
 
     /// The claim went without a clean release. `view`: what its keepers knew last.
@@ -72,7 +128,7 @@ impl News {
             "Consul was away: the key could not be released; {session} ends by itself{limit} of \
              its last renewal"
         );
-        News::new(true, "DeletedWithoutRelease", note)
+        News::new("DeletedWithoutRelease", note)
     }
 }
 
@@ -92,7 +148,7 @@ fn routing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News>
     let before = condition(previous, "RoutingSynced").map(|before| before.reason.as_str());
     let now = condition(next, "RoutingSynced")?;
     let is_new = before != Some(now.reason.as_str());
-    (is_new && now.status == "False").then(|| News::new(true, "RoutingFailed", &now.message))
+    (is_new && now.status == "False").then(|| News::new("RoutingFailed", &now.message))
 }
 
 fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
@@ -112,7 +168,7 @@ fn acquired(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
         ),
         None => format!("holds {key} with fencing token {token}"),
     };
-    Some(News::new(false, "Acquired", note))
+    Some(News::new("Acquired", note))
 }
 
 /// Tenures that ended since.
@@ -125,7 +181,7 @@ fn ended(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Vec<News> {
             let verb = if by_wish { "Released" } else { "Lost" };
             let (holder, token) = (&past.holder, &past.token);
             let note = format!("the tenure of {holder} with token {token} ended: {}", past.reason);
-            News::new(!by_wish, verb, note)
+            News::new(verb, note)
         })
         .collect()
 }
@@ -138,23 +194,11 @@ fn standing(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News
     if same {
         return None;
     }
-    let (warning, reason) = match ready.reason.as_str() {
-        "HeldElsewhere" => (false, "Waiting"),
-        "LockDelay" => (false, "LockDelay"),
-        "Paused" => (false, "Paused"),
-        "NoCandidate" => (true, "NoCandidate"),
-        "HandoverRefused" => (true, "HandoverRefused"),
-        "RunsUnreadable" => (true, "RunsUnreadable"),
-        "KeyConflict" => (true, "KeyConflict"),
-        "KeyNotAllowed" => (true, "KeyNotAllowed"),
-        "InvalidSpec" => (true, "InvalidSpec"),
-        "AcquireTimeout" => (true, "AcquireTimeout"),
-        "Contended" => (true, "Contended"),
-        "ConsulDenied" => (true, "ConsulDenied"),
-        "ConsulRefused" => (true, "ConsulRefused"),
-        _ => return None,
+    let reason = match ready.reason.as_str() {
+        "HeldElsewhere" => "Waiting",
+        other => STANDINGS.iter().copied().find(|told| *told == other)?,
     };
-    Some(News::new(warning, reason, &ready.message))
+    Some(News::new(reason, &ready.message))
 }
 
 fn reachability(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<News> {
@@ -162,9 +206,9 @@ fn reachability(previous: &ConsulLockStatus, next: &ConsulLockStatus) -> Option<
     let before = named(previous).map(|condition| condition.status);
     let now = named(next)?;
     match (before.as_deref(), now.status.as_str()) {
-        (Some("False"), "True") => Some(News::new(false, "ConsulReachable", now.message)),
+        (Some("False"), "True") => Some(News::new("ConsulReachable", now.message)),
         (Some("False"), _) => None,
-        (_, "False") => Some(News::new(true, "ConsulUnreachable", now.message)),
+        (_, "False") => Some(News::new("ConsulUnreachable", now.message)),
         _ => None,
     }
 }
@@ -325,7 +369,7 @@ mod tests {
         let news = news(None, &led);
         let expected = "pod a holds consul-lock/shop/billing with fencing token 41; it was elected \
                         as ready for longest of 2 pods";
-        assert_eq!(news, [News::new(false, "Acquired", expected)]);
+        assert_eq!(news, [News::new("Acquired", expected)]);
     }
 
     #[test]
@@ -339,7 +383,7 @@ mod tests {
         before["fencingToken"] = json!("40");
         let news = news(Some(&status(before)), &status(led));
         let ended = "the tenure of shop/a with token 40 ended: PodDied";
-        assert_eq!(news[0], News::new(false, "Released", ended));
+        assert_eq!(news[0], News::new("Released", ended));
         assert_eq!((news.len(), news[1].reason), (2, "Acquired"), "the end first");
     }
 
@@ -383,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_characters() {
-        let news = News::new(false, "X", "ä".repeat(900));
+        let news = News::new("Lost", "ä".repeat(900));
         assert!(news.note.len() <= NOTE_BYTES && news.note.ends_with('ä'));
     }
 }

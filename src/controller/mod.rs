@@ -86,6 +86,7 @@ mod tenancy;
 mod verdict;
 mod writer;
 
+pub use events::EVENTS;
 pub use holder::of as holder_on_key;
 pub use lead::LeadError;
 pub use tenancy::KeyPrefix;

@@ -12,6 +12,7 @@
 //! Counters start anew with the process, and with per-claim series a claim's go when it goes.
 
 use std::{
+    cell::RefCell,
     fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -21,7 +22,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, Desc},
-    proto::MetricFamily,
+    proto::{MetricFamily, MetricType},
 };
 
 /// From a call within one machine to a blocking query that ran its full minute.
@@ -39,9 +40,23 @@ type Asked<T> = Arc<dyn Fn() -> T + Send + Sync>;
 /// Who answers, once somebody does.
 type Source<T> = Arc<RwLock<Option<Asked<T>>>>;
 
+/// What a metric is, for the reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// What its series differ by.
+    pub labels: Vec<String>,
+    /// What it tells.
+    pub help: String,
+}
+
 /// Every metric of the process, and the registry they are served from.
 pub struct Metrics {
     registry: Registry,
+    described: Vec<Described>,
     acquisitions: IntCounter,
     losses: IntCounterVec,
     time_to_acquire: Histogram,
@@ -76,7 +91,7 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// Metrics that nothing was counted in yet. With `per_claim`, two series for each claim.
     pub fn new(per_claim: bool) -> Arc<Metrics> {
-        let make = Make(Registry::new());
+        let make = Make(Registry::new(), RefCell::default());
         let metrics = Metrics {
             acquisitions: make.counter("acquisitions_total", "Tenures that began."),
             losses: make.counters(
@@ -153,10 +168,16 @@ impl Metrics {
                     &["namespace", "name"],
                 ),
             }),
-            registry: make.build_info().process().0,
+            registry: make.build_info().process().0.clone(),
+            described: make.1.into_inner(),
         };
         metrics.report_leader_from(|| false);
         Arc::new(metrics)
+    }
+
+    /// What there is, those of the process (`process_*`) aside.
+    pub fn described(&self) -> &[Described] {
+        &self.described
     }
 
     /// A tenure began, `waited` after the key was first wanted; `since_free` after it was seen
@@ -270,7 +291,7 @@ fn set<T>(source: &Source<T>, ask: impl Fn() -> T + Send + Sync + 'static) {
 
 /// Makes and registers metrics. Names and labels are literals of this file and tested below, so
 /// nothing here can fail at run time.
-struct Make(Registry);
+struct Make(Registry, RefCell<Vec<Described>>);
 
 const LITERAL: &str = "names and labels are valid and registered once; the tests build them all";
 
@@ -282,8 +303,28 @@ fn opts(name: &str, help: &str) -> Opts {
 impl Make {
     fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let made = made.expect(LITERAL);
+        self.describe(&made);
         self.0.register(Box::new(made.clone())).expect(LITERAL);
         made
+    }
+
+    fn describe(&self, made: &impl Collector) {
+        let kind = match made.collect().first().map(MetricFamily::get_field_type) {
+            Some(MetricType::COUNTER) => "counter",
+            Some(MetricType::HISTOGRAM) => "histogram",
+            _ => "gauge",
+        };
+        let described = made.desc().into_iter().map(|desc| Described {
+            name: desc.fq_name.clone(),
+            kind,
+            labels: [
+                desc.variable_labels.clone(),
+                desc.const_label_pairs.iter().map(|label| label.name().to_owned()).collect(),
+            ]
+            .concat(),
+            help: desc.help.clone(),
+        });
+        self.1.borrow_mut().extend(described);
     }
 
     fn counter(&self, name: &str, help: &str) -> IntCounter {
@@ -316,6 +357,7 @@ impl Make {
     fn asked<T: 'static>(&self, name: &str, help: &str, value: fn(T) -> Option<f64>) -> Source<T> {
         let source = Source::default();
         let gauge = Gauge::with_opts(opts(name, help)).expect(LITERAL);
+        self.describe(&gauge);
         let asked = AtScrape {
             source: Arc::clone(&source),
             desc: gauge.desc().into_iter().cloned().collect(),
@@ -339,6 +381,7 @@ impl Make {
     ) -> Source<Vec<(&'static str, usize)>> {
         let source = Source::default();
         let gauges = IntGaugeVec::new(opts(name, help), &[label]).expect(LITERAL);
+        self.describe(&gauges);
         let asked = AtScrape {
             source: Arc::clone(&source),
             desc: gauges.desc().into_iter().cloned().collect(),
@@ -354,7 +397,7 @@ impl Make {
         source
     }
 
-    fn build_info(self) -> Make {
+    fn build_info(&self) -> &Make {
         let labels = opts("build_info", "Always 1; what was built is in the labels.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("profile", profile());
@@ -363,14 +406,14 @@ impl Make {
     }
 
     #[cfg(target_os = "linux")]
-    fn process(self) -> Make {
+    fn process(&self) -> &Make {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         self.0.register(Box::new(process)).expect(LITERAL);
         self
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn process(self) -> Make {
+    fn process(&self) -> &Make {
         self
     }
 }

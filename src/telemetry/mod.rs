@@ -9,4 +9,4 @@ pub mod admin;
 pub mod logs;
 mod metrics;
 
-pub use metrics::Metrics;
+pub use metrics::{Described, Metrics};
