@@ -13,7 +13,7 @@ WAITING := $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint generate image servers tools bench need-rust need-lints need-go need-cc
+.PHONY: help demo test soak lint generate book image servers tools bench need-rust need-lints need-go need-cc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,8 +54,13 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 		echo "NOT CHECKED: the chart's objects, for want of checkov:" \
 			"pip install -r tools/checkov/requirements.txt"; \
 	fi
+	@if command -v mdbook >/dev/null; then \
+		$(MAKE) --no-print-directory book || exit 1; \
+	else \
+		echo "NOT CHECKED: that the book builds, for want of mdbook: cargo install --locked mdbook"; \
+	fi
 
-generate: need-rust need-cc ## write crds/, man/ and the chart's values anew from where they are defined
+generate: need-rust need-cc ## write crds/, man/, the chart's values and the reference anew from their sources
 	@mkdir -p crds man
 	$(CARGO) run --quiet --locked -- crd > crds/consullocks.yaml.new
 	mv crds/consullocks.yaml.new crds/consullocks.yaml
@@ -63,6 +68,15 @@ generate: need-rust need-cc ## write crds/, man/ and the chart's values anew fro
 	$(CARGO) run --quiet --locked --package testbed -- chart
 	@rm -f man/*.1
 	$(CARGO) run --quiet --locked -- man man
+	GENERATE=1 $(CARGO) test --quiet --locked --test cli book::reference::the_reference_is_current
+
+# mdbook takes every page for one of the book's; links that leave it lead to files of the repository.
+book: ## build the book: docs/book/index.html
+	@command -v mdbook >/dev/null || { echo "mdbook is missing: cargo install --locked mdbook"; exit 1; }
+	mdbook build docs
+	@find docs/book -name '*.html' -exec \
+		sed -i.old -E 's|href="((\.\./){2,}[^"]*)\.html|href="\1.md|g' {} +
+	@find docs/book -name '*.html.old' -delete
 
 image: need-rust need-cc ## make the container image without an engine: target/image/consul-lock.tar
 	$(CARGO) build --release --locked --package consul-lock

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
+mod book;
+
 use std::{
     net::TcpListener,
     process::{Command, Output},

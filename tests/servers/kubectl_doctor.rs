@@ -1,4 +1,4 @@
-//! `kubectl consullock doctor`: all is well with what the README lists, and each rule that is
+//! `kubectl consullock doctor`: all is well with what the book lists, and each rule that is
 //! missing makes its own row fail and no other.
 
 use consul_lock::consul::Consul;
@@ -17,7 +17,7 @@ use crate::{
     site::Site,
 };
 
-/// The rules of the README: its row, and what it allows. The last two are about what belongs to the
+/// The rules of the book: its row, and what it allows. The last two are about what belongs to the
 /// whole cluster.
 fn rules() -> Vec<(&'static str, Value)> {
     let rule = |group: &str, resource: &str, verbs: &[&str]| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs });

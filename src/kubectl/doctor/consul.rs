@@ -76,7 +76,7 @@ pub(super) async fn answers(consul: &HttpConsul, address: &str) -> Finding {
     }
 }
 
-/// A rule of Consul's ACLs, as the README lists them, by doing what it allows.
+/// A rule of Consul's ACLs, as the book lists them, by doing what it allows.
 fn denied(check: String, rule: &str, error: &ConsulError) -> Finding {
     match error.class {
         Class::Denied => {

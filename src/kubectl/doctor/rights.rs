@@ -1,4 +1,4 @@
-//! The rights that the controller needs in Kubernetes, as the README lists them, and the check of
+//! The rights that the controller needs in Kubernetes, as the book lists them, and the check of
 //! each by using it.
 //!
 //! What only reads is done. What writes is a dry run, on an object that is there or under a name

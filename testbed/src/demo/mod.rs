@@ -70,9 +70,15 @@ pub(super) fn run() -> ! {
     testbed::reaper::exit(code)
 }
 
+const OPENING: &str = "
+A lock is a key in Consul. A ConsulLock asks for one on behalf of a Kubernetes cluster. Here you see
+who gets it, who waits, and what happens when a holder goes. Behind each $ is what is really typed, and
+each => says what came of it. docs/src/tutorials/demo.md has it with explanations.";
+
 fn play() -> Result<(), DemoError> {
     let interrupt = Interrupt::watch()?;
     let mut screen = Screen::new();
+    screen.text(OPENING)?;
     // Never dropped: the reaper ends all at once, which is faster than one after the other.
     let mut stage = ManuallyDrop::new(Stage::build(&mut screen)?);
     if let Err(error) = story::tell(&mut stage, &mut screen) {
