@@ -12,7 +12,7 @@ use std::{
 use consul_lock::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use testbed::{
-    Consul, Fault, Folder, Proxy,
+    Consul, ConsulCluster, ConsulClusterConfig, Fault, Folder, Proxy,
     bench::{
         process,
         table::{Aim, Row, Table, milliseconds},
@@ -35,6 +35,9 @@ enum Means {
     Run,
     /// With the shortest TTL that Consul allows, a short grace, and without a lock-delay.
     RunBrisk,
+    /// With the same TTL and grace, bound to the health of the machine. What gossip says may be
+    /// wrong, so the lock-delay is as long as the TTL.
+    RunChecked,
     /// A program on our crate, with this TTL and lock-delay. It counts as the command for as long as
     /// it believes that it holds the lock.
     CrateBrisk,
@@ -53,6 +56,8 @@ esac; done"#;
 const BRISK: [&str; 3] = ["--ttl=10s", "--grace=1s", "--lock-delay=0s"];
 /// How old a session is when somebody dies, at least.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Of [`Means::RunChecked`].
+const CHECKED: [&str; 4] = ["--ttl=10s", "--grace=1s", "--lock-delay=10s", "--check=serfHealth"];
 /// Somebody dies at any moment between two renewals: of the peers two such times pass in this, of
 /// ours more.
 const SPREAD: Duration = Duration::from_secs(15);
@@ -86,13 +91,16 @@ impl Scene {
 
     /// `address`: of a Consul, or of what stands before it.
     fn start(&self, consul: &Consul, address: &str) -> Outcome<Contender> {
+        let node = &consul.server().name();
         let script = format!("echo $$ $(date +%s%N) >> {}; exec sleep 900", self.file().display());
         let mut command = match self.means {
-            Means::Run | Means::RunBrisk => {
+            Means::Run | Means::RunBrisk | Means::RunChecked => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_consul-lock"));
                 command.args(["run", "--log=error", "--key", &self.key]);
-                if self.means == Means::RunBrisk {
-                    command.args(BRISK);
+                match self.means {
+                    Means::RunBrisk => drop(command.args(BRISK)),
+                    Means::RunChecked => drop(command.args(CHECKED).args(["--node", node])),
+                    _ => {}
                 }
                 command.args(["--", "sh", "-c", &script]);
                 command
@@ -294,6 +302,45 @@ pub(crate) fn machine_dies(consul: &Consul, count: usize, table: &mut Table) -> 
          longer, by half of the time between two renewals."
             .to_owned(),
     );
+    Ok(())
+}
+
+/// The same where each machine has a Consul agent, which dies with it and is missed by the others.
+pub(crate) fn machine_dies_with_its_agent(count: usize, table: &mut Table) -> Outcome<()> {
+    say("machines die with their Consul agents");
+    let cluster = ConsulCluster::start(&ConsulClusterConfig::default())?;
+    let server = &cluster.servers()[0];
+    let (mut machines, mut hosts) = (Vec::new(), 4..);
+    for _ in 0..count.clamp(1, 3) {
+        for means in [Means::RunChecked, Means::ConsulLock] {
+            let agent = cluster.agent(hosts.next().unwrap_or(u8::MAX))?;
+            let scene = Scene::new(means)?;
+            let first = scene.start(&agent, &agent.address())?;
+            scene.wait_start(1)?;
+            let second = scene.start(server, &server.address())?;
+            machines.push((agent, scene, first, second));
+        }
+    }
+    sleep(SETTLED);
+    let mut died = Vec::new();
+    for (agent, scene, first, second) in machines {
+        let at = wall();
+        kill_family(first.pid());
+        agent.server().kill()?;
+        died.push((scene, at, (first, second)));
+    }
+    let mut times: Vec<(Means, Duration)> = Vec::new();
+    for (scene, at, _contenders) in &died {
+        times.push((scene.means, between(*at, scene.wait_start(2)?.at)));
+    }
+    let of = |wanted| {
+        let of_means = times.iter().filter(|(means, _)| *means == wanted);
+        median(of_means.map(|(_, time)| *time).collect())
+    };
+    let (ours, peer) = (of(Means::RunChecked)?, of(Means::ConsulLock)?);
+    let what = format!("- with a Consul agent on each machine: {}", CHECKED.join(" "));
+    let row = Row::new(what).value(milliseconds(ours)).floor(milliseconds(peer));
+    table.push(row.ratio(ours, peer).aim(Aim::Wish, "no slower", ours <= peer));
     Ok(())
 }
 

@@ -131,6 +131,7 @@ fn measure(amounts: &Amounts) -> Outcome<()> {
     rows::requeue(&consul, amounts, &mut table)?;
     children::killed(&consul, amounts.kills, &mut table)?;
     children::machine_dies(&consul, amounts.deaths, &mut table)?;
+    children::machine_dies_with_its_agent(amounts.deaths, &mut table)?;
     children::silence(&consul, !amounts.no_silence, &mut table)?;
     rows::many(&consul, amounts, &mut table)?;
     drop(consul);

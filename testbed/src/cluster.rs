@@ -54,20 +54,21 @@ impl ConsulCluster {
         })
     }
 
-    /// Starts an agent that is no server, on 127.0.0.4: as there is one on each machine, through
-    /// which clients talk to Consul whichever server is away.
+    /// Starts an agent that is no server, on 127.0.0.`host`, of which the servers have 1 to 3: as
+    /// there is one on each machine, through which clients talk to Consul whichever server is away.
+    /// Its node is called as its [`Consul::server`] is.
     ///
     /// # Errors
     /// It did not come up.
-    pub fn agent(&self) -> Result<Consul, BedError> {
+    pub fn agent(&self, host: u8) -> Result<Consul, BedError> {
         let join: Vec<String> = self.servers.iter().map(|one| one.serf().to_string()).collect();
         let extra = json!({
             "server": false, "bootstrap_expect": 0, "retry_join": join, "retry_interval": "1s",
         });
         let config = ConsulConfig { persistent: true, extra, ..ConsulConfig::default() };
         with_free_ports(|| {
-            let place = Place::reserve(Ipv4Addr::new(127, 0, 0, 4))?;
-            let agent = Consul::prepare(&config, place, "consul-agent")?;
+            let place = Place::reserve(Ipv4Addr::new(127, 0, 0, host))?;
+            let agent = Consul::prepare(&config, place, &format!("consul-agent-{host}"))?;
             agent.server().start_again()?;
             Ok(agent)
         })

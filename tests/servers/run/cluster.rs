@@ -47,7 +47,7 @@ impl Bed {
         let extra = json!({ "autopilot": { "server_stabilization_time": "3s" } });
         let config = ConsulClusterConfig { leave_on_terminate: true, extra };
         let servers = ConsulCluster::start(&config).unwrap();
-        let agent = servers.agent().unwrap();
+        let agent = servers.agent(4).unwrap();
         Bed { servers, agent }
     }
 
