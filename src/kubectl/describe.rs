@@ -96,6 +96,7 @@ impl Description {
         facts.push(("Session", self.session()));
         if let Some(guarantee) = &status.guarantee {
             let (failover, margin) = (&guarantee.failover_max, &guarantee.overlap_margin);
+            let (failover, margin) = (clean(failover.as_str()), clean(margin.as_str()));
             let promise = format!(
                 "after the death of a holder without a word another has the key within \
                  {failover}, {margin} of it lock-delay"
@@ -128,9 +129,9 @@ impl Description {
     fn session(&self) -> String {
         let Some(session) = &self.status.session else { return "<none>".to_owned() };
         let known = [
-            session.id.clone(),
+            session.id.as_deref().map(clean),
             Some(format!("{:?}", session.health)),
-            session.ttl.as_ref().map(|ttl| format!("TTL {ttl}")),
+            session.ttl.as_ref().map(|ttl| format!("TTL {}", clean(ttl.as_str()))),
             session.node.as_ref().map(|node| format!("on node {}", clean(node))),
         ];
         known.into_iter().flatten().collect::<Vec<_>>().join(", ")
@@ -213,6 +214,7 @@ mod tests {
     use serde_json::json;
 
     use super::{super::sample, *};
+    use crate::api::GoDuration;
 
     #[test]
     fn a_description_tells_everything_in_words() {
@@ -253,6 +255,29 @@ Events:
   4m    Normal   Acquired   pod billing-a holds it
 ";
         assert_eq!(text, shown);
+    }
+
+    #[test]
+    fn whoever_may_write_a_status_does_nothing_to_the_terminal_that_shows_it() {
+        let bad = |text: &str| format!("{text}\u{1b}[2J\u{202e}");
+        let mut claim = sample::elected();
+        let status = claim.status.as_mut().unwrap();
+        status.key = status.key.as_deref().map(bad);
+        status.fencing_token = status.fencing_token.as_deref().map(bad);
+        let candidates = status.candidates.as_mut().unwrap();
+        candidates.next = candidates.next.as_deref().map(bad);
+        let session = status.session.as_mut().unwrap();
+        session.id = session.id.as_deref().map(bad);
+        session.ttl = session.ttl.as_ref().map(|ttl| GoDuration::new(bad(ttl.as_str())));
+        let guarantee = status.guarantee.as_mut().unwrap();
+        guarantee.failover_max = GoDuration::new(bad("45s"));
+        guarantee.overlap_margin = GoDuration::new(bad("15s"));
+        let text = Description::of(&claim, &[]).text(sample::now(), Paint::PLAIN);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
+        claim.spec.key = claim.status.unwrap().key;
+        claim.status = None;
+        let text = Description::of(&claim, &[]).text(sample::now(), Paint::PLAIN);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
     }
 
     #[test]

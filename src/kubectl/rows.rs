@@ -61,12 +61,12 @@ impl Row {
             holder: holder.map(|holder| clean(&holder.identity)),
             cluster: holder.and_then(|holder| holder.cluster.as_ref()).map(text),
             stranger: holder.is_some_and(|holder| holder.stranger),
-            token: status.fencing_token.clone(),
+            token: status.fencing_token.as_ref().map(text),
             since: status.acquired_at.as_ref().map(|time| time.0),
-            next: next(claim, status),
-            key: status.key.clone().or_else(|| claim.spec.key.clone()),
-            session: status.session.as_ref().and_then(|session| session.id.clone()),
-            reason: ready.map(|ready| ready.reason.clone()),
+            next: next(claim, status).as_ref().map(text),
+            key: status.key.as_ref().or(claim.spec.key.as_ref()).map(text),
+            session: status.session.as_ref().and_then(|session| session.id.as_ref()).map(text),
+            reason: ready.map(|ready| clean(&ready.reason)),
             message: ready.map(|ready| clean(&ready.message)),
         }
     }
@@ -93,7 +93,8 @@ fn next(claim: &ConsulLock, status: &ConsulLockStatus) -> Option<String> {
 pub(super) fn tenures(claim: &ConsulLock) -> Vec<Tenure> {
     let Some(status) = &claim.status else { return Vec::new() };
     let (namespace, name) = (claim.namespace().unwrap_or_default(), claim.name_any());
-    let present = status.fencing_token.clone().zip(status.acquired_at.as_ref());
+    let token = status.fencing_token.as_deref().map(clean);
+    let present = token.zip(status.acquired_at.as_ref());
     let present = present.map(|(token, from)| Tenure {
         namespace: namespace.clone(),
         name: name.clone(),
