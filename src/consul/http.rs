@@ -157,13 +157,7 @@ impl HttpConsul {
 
     async fn read_key(&self, mut call: Call, key: &Key) -> Result<Reading, ConsulError> {
         call.also = &[StatusCode::NOT_FOUND];
-        self.ask(call, |answer| {
-            let index = answer.index()?;
-            answer.unfiltered(|| format!("key:read on {:?}", key.as_str()))?;
-            let pair = answer.pairs()?.into_iter().next();
-            Ok(Reading { pair, index })
-        })
-        .await
+        self.ask(call, |answer| answer.reading(key)).await
     }
 }
 
@@ -203,33 +197,26 @@ impl Consul for HttpConsul {
         let operation = Operation::RegisterNode;
         let mut call = self.call(operation, Method::PUT, ["v1", "catalog", "register"]);
         call.body = Some(json(operation, &wire::Registration::of(node))?);
-        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+        self.ask(call, Answer::done).await
     }
 
     async fn create_session(&self, request: &SessionRequest) -> Result<SessionId, ConsulError> {
         let operation = Operation::CreateSession;
         let mut call = self.call(operation, Method::PUT, ["v1", "session", "create"]);
         call.body = Some(json(operation, &wire::NewSession::of(request))?);
-        self.ask(call, |answer| Ok(SessionId::new(answer.json::<wire::CreatedSession>()?.id))).await
+        self.ask(call, Answer::created).await
     }
 
     async fn renew_session(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
         let path = ["v1", "session", "renew", id.as_str()];
         let call = self.call(Operation::RenewSession, Method::PUT, path);
-        self.ask(call, |answer| {
-            let session = answer.sessions()?.into_iter().next();
-            match session.ok_or_else(|| answer.odd("no session in it"))?.ttl {
-                Some(ttl) => Ok(Renewal { ttl }),
-                None => Err(answer.error(Class::Invalid, format!("session {id} has no TTL"))),
-            }
-        })
-        .await
+        self.ask(call, |answer| answer.renewal(id)).await
     }
 
     async fn destroy_session(&self, id: &SessionId) -> Result<(), ConsulError> {
         let path = ["v1", "session", "destroy", id.as_str()];
         let call = self.call(Operation::DestroySession, Method::PUT, path);
-        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+        self.ask(call, Answer::done).await
     }
 
     async fn session(
@@ -240,12 +227,7 @@ impl Consul for HttpConsul {
         let path = ["v1", "session", "info", id.as_str()];
         let mut call = self.call(Operation::ReadSession, Method::GET, path);
         with_consistency(&mut call.url, consistency);
-        self.ask(call, |answer| {
-            answer.index()?; // an empty list of somebody else's is no lost session
-            answer.unfiltered(|| "session:read on the session's node".to_owned())?;
-            Ok(answer.sessions()?.into_iter().next())
-        })
-        .await
+        self.ask(call, Answer::session).await
     }
 
     async fn node_sessions(&self, node: &NodeName) -> Result<Vec<SessionInfo>, ConsulError> {
@@ -253,12 +235,7 @@ impl Consul for HttpConsul {
         let mut call = self.call(Operation::ListSessions, Method::GET, path);
         with_consistency(&mut call.url, Consistency::Consistent);
         call.body_max = LARGE;
-        self.ask(call, |answer| {
-            answer.index()?;
-            answer.unfiltered(|| format!("session:read on {:?}", node.as_str()))?;
-            answer.sessions()
-        })
-        .await
+        self.ask(call, |answer| answer.sessions_of(node)).await
     }
 
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<Reading, ConsulError> {
@@ -290,12 +267,7 @@ impl Consul for HttpConsul {
         with_consistency(&mut call.url, consistency);
         with_blocking(&mut call, blocking);
         (call.body_max, call.also) = (LARGE, &[StatusCode::NOT_FOUND]);
-        self.ask(call, |answer| {
-            let index = answer.index()?;
-            answer.unfiltered(|| format!("key:read under {prefix:?}"))?;
-            Ok(Listing { pairs: answer.pairs()?, index })
-        })
-        .await
+        self.ask(call, |answer| answer.listing(prefix)).await
     }
 
     async fn put(
@@ -319,12 +291,12 @@ impl Consul for HttpConsul {
             }
         }
         call.body = Some(Body::Raw(value.to_vec()));
-        self.ask(call, Answer::json::<bool>).await
+        self.ask(call, Answer::verdict).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), ConsulError> {
         let call = self.call(Operation::DeleteKey, Method::DELETE, kv_path(key.as_str()));
-        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+        self.ask(call, Answer::done).await
     }
 
     async fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {
@@ -342,15 +314,11 @@ impl Consul for HttpConsul {
 
     async fn leader(&self) -> Result<Option<String>, ConsulError> {
         let call = self.call(Operation::ReadLeader, Method::GET, ["v1", "status", "leader"]);
-        self.ask(call, |answer| {
-            let leader: String = answer.json()?;
-            Ok(Some(leader).filter(|leader| !leader.is_empty()))
-        })
-        .await
+        self.ask(call, Answer::leader).await
     }
 
     async fn token_self(&self) -> Result<TokenInfo, ConsulError> {
         let call = self.call(Operation::ReadToken, Method::GET, ["v1", "acl", "token", "self"]);
-        self.ask(call, |answer| Ok(answer.json::<wire::Token>()?.into())).await
+        self.ask(call, Answer::token).await
     }
 }

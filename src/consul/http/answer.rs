@@ -2,15 +2,23 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 
 use super::{
     errors,
+    survey::{Census, date},
     transport::Reply,
     wire::{self, Trace},
 };
-use crate::consul::{Class, ConsulError, KvPair, Operation, SessionInfo, Txn, TxnOp};
+use crate::{
+    consul::{
+        Class, ConsulError, KvPair, Listing, Operation, Reading, Renewal, SessionInfo, TokenInfo,
+        Txn, TxnOp,
+    },
+    names::{Key, NodeName, SessionId},
+};
 
 /// A reply and the call that it belongs to.
 pub(super) struct Answer {
@@ -19,20 +27,20 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn error(&self, class: Class, message: String) -> ConsulError {
+    fn error(&self, class: Class, message: String) -> ConsulError {
         ConsulError { operation: self.operation, class, message }
     }
 
     /// For answers that no Consul gives: a proxy's, or half of one.
-    pub(super) fn odd(&self, what: impl fmt::Display) -> ConsulError {
+    fn odd(&self, what: impl fmt::Display) -> ConsulError {
         self.error(errors::unanswered(self.operation), format!("not an answer of Consul's: {what}"))
     }
 
-    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ConsulError> {
+    fn json<T: DeserializeOwned>(&self) -> Result<T, ConsulError> {
         serde_json::from_slice(&self.reply.body).map_err(|error| self.odd(error))
     }
 
-    pub(super) fn index(&self) -> Result<u64, ConsulError> {
+    fn index(&self) -> Result<u64, ConsulError> {
         if let Some(index) = self.reply.index {
             return Ok(index.max(1)); // 0 would not block
         }
@@ -47,7 +55,7 @@ impl Answer {
     }
 
     /// An answer from which ACLs took something away must not pass for the whole.
-    pub(super) fn unfiltered(&self, rule: impl FnOnce() -> String) -> Result<(), ConsulError> {
+    fn unfiltered(&self, rule: impl FnOnce() -> String) -> Result<(), ConsulError> {
         match self.reply.filtered {
             true => {
                 let words = format!("ACLs hide part of the answer; the token lacks {}", rule());
@@ -57,7 +65,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn pairs(&self) -> Result<Vec<KvPair>, ConsulError> {
+    fn pairs(&self) -> Result<Vec<KvPair>, ConsulError> {
         if self.reply.status == StatusCode::NOT_FOUND {
             return Ok(Vec::new());
         }
@@ -66,9 +74,76 @@ impl Answer {
         pairs.map_err(|error| self.odd(error))
     }
 
-    pub(super) fn sessions(&self) -> Result<Vec<SessionInfo>, ConsulError> {
+    fn sessions(&self) -> Result<Vec<SessionInfo>, ConsulError> {
         let wire: Vec<wire::Session> = self.json()?;
         Ok(wire.into_iter().map(SessionInfo::from).collect())
+    }
+
+    /// Consul did what was asked.
+    pub(super) fn done(&self) -> Result<(), ConsulError> {
+        self.json::<bool>().map(drop)
+    }
+
+    /// Whether Consul did what was asked.
+    pub(super) fn verdict(&self) -> Result<bool, ConsulError> {
+        self.json()
+    }
+
+    pub(super) fn created(&self) -> Result<SessionId, ConsulError> {
+        Ok(SessionId::new(self.json::<wire::CreatedSession>()?.id))
+    }
+
+    pub(super) fn renewal(&self, id: &SessionId) -> Result<Renewal, ConsulError> {
+        let session = self.sessions()?.into_iter().next();
+        match session.ok_or_else(|| self.odd("no session in it"))?.ttl {
+            Some(ttl) => Ok(Renewal { ttl }),
+            None => Err(self.error(Class::Invalid, format!("session {id} has no TTL"))),
+        }
+    }
+
+    pub(super) fn session(&self) -> Result<Option<SessionInfo>, ConsulError> {
+        self.index()?; // an empty list of somebody else's is no lost session
+        self.unfiltered(|| "session:read on the session's node".to_owned())?;
+        Ok(self.sessions()?.into_iter().next())
+    }
+
+    pub(super) fn sessions_of(&self, node: &NodeName) -> Result<Vec<SessionInfo>, ConsulError> {
+        self.index()?;
+        self.unfiltered(|| format!("session:read on {:?}", node.as_str()))?;
+        self.sessions()
+    }
+
+    pub(super) fn census(&self) -> Result<Census, ConsulError> {
+        self.index()?;
+        Ok(Census { sessions: self.sessions()?, is_filtered: self.reply.filtered })
+    }
+
+    pub(super) fn reading(&self, key: &Key) -> Result<Reading, ConsulError> {
+        let index = self.index()?;
+        self.unfiltered(|| format!("key:read on {:?}", key.as_str()))?;
+        let pair = self.pairs()?.into_iter().next();
+        Ok(Reading { pair, index })
+    }
+
+    pub(super) fn listing(&self, prefix: &str) -> Result<Listing, ConsulError> {
+        let index = self.index()?;
+        self.unfiltered(|| format!("key:read under {prefix:?}"))?;
+        Ok(Listing { pairs: self.pairs()?, index })
+    }
+
+    /// `None`: there is none at present.
+    pub(super) fn leader(&self) -> Result<Option<String>, ConsulError> {
+        let leader: String = self.json()?;
+        Ok(Some(leader).filter(|leader| !leader.is_empty()))
+    }
+
+    pub(super) fn token(&self) -> Result<TokenInfo, ConsulError> {
+        Ok(self.json::<wire::Token>()?.into())
+    }
+
+    /// What the server's clock said, if it said something.
+    pub(super) fn date(&self) -> Option<Timestamp> {
+        self.reply.date.as_deref().and_then(date)
     }
 
     pub(super) fn transaction(&self, steps: &[TxnOp]) -> Result<Txn, ConsulError> {

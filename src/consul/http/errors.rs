@@ -4,7 +4,7 @@ use std::error::Error;
 
 use reqwest::StatusCode;
 
-use crate::consul::{Class, Operation};
+use crate::consul::{Class, ConsulError, Operation};
 
 /// How much of an error's text is kept, in characters.
 const WORDS_MAX: usize = 300;
@@ -72,9 +72,21 @@ pub(super) fn of_transport(operation: Operation, error: reqwest::Error) -> (Clas
     (unanswered(operation), text)
 }
 
-/// An answer with a status other than success. Substrings, since forwarded errors carry
+/// An answer with a status other than success.
+pub(super) fn refusal(operation: Operation, status: StatusCode, body: &[u8]) -> ConsulError {
+    let words = words(body);
+    let class = of_answer(operation, status, &words);
+    let words = match (status.is_redirection(), words.is_empty()) {
+        (true, _) => ": redirects are not followed; check Consul's address".to_owned(),
+        (false, true) => String::new(),
+        (false, false) => format!(": {words}"),
+    };
+    ConsulError { operation, class, message: format!("{}{words}", status.as_u16()) }
+}
+
+/// Its class. Substrings, since forwarded errors carry
 /// `rpc error making call:` in front.
-pub(super) fn of_answer(operation: Operation, status: StatusCode, words: &str) -> Class {
+fn of_answer(operation: Operation, status: StatusCode, words: &str) -> Class {
     let says = |part: &str| words.contains(part);
     if status == StatusCode::TOO_MANY_REQUESTS || says("rate limit exceeded") {
         return Class::Transient;

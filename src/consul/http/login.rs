@@ -197,15 +197,7 @@ impl Login {
         let hidden = |error: LoginError| fail(error.class, &bearer.redact(error.message));
         let began = clock.now();
         let (status, body) = send(self.request(&bearer)).await.map_err(hidden)?;
-        if !status.is_success() {
-            let words = errors::words(&body);
-            let class = of_refusal(status, &words);
-            return Err(fail(class, &bearer.redact(format!("{}: {words}", status.as_u16()))));
-        }
-        let granted: Granted = serde_json::from_slice(&body)
-            .map_err(|error| fail(Class::Transient, &format!("an odd answer: {error}")))?;
-        let token = Token::new(&granted.secret_id)
-            .map_err(|error| fail(Class::Transient, &format!("an odd answer: {error}")))?;
+        let (granted, token) = granted(status, &body).map_err(hidden)?;
         Ok(granted.known(token, began, rand::random_range(0.0..1.0)))
     }
 
@@ -218,6 +210,22 @@ impl Login {
         };
         serde_json::to_vec(&request).expect("strings can be written as JSON")
     }
+}
+
+/// What an answer to a login gives.
+fn granted(status: StatusCode, body: &[u8]) -> Result<(Granted, Token), LoginError> {
+    if !status.is_success() {
+        let words = errors::words(body);
+        let class = of_refusal(status, &words);
+        return Err(LoginError { class, message: format!("{}: {words}", status.as_u16()) });
+    }
+    let odd = |error: &dyn fmt::Display| LoginError {
+        class: Class::Transient,
+        message: format!("an odd answer: {error}"),
+    };
+    let granted: Granted = serde_json::from_slice(body).map_err(|error| odd(&error))?;
+    let token = Token::new(&granted.secret_id).map_err(|error| odd(&error))?;
+    Ok((granted, token))
 }
 
 impl Granted {

@@ -5,7 +5,7 @@ use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::Method;
 use serde::Serialize;
 
-use super::{HttpConsul, LARGE, json, with_consistency};
+use super::{Answer, HttpConsul, LARGE, json, with_consistency};
 use crate::{
     consul::{Consistency, ConsulError, Operation, SessionInfo},
     names::NodeName,
@@ -35,11 +35,7 @@ impl HttpConsul {
         let mut call = self.call(Operation::ListSessions, Method::GET, ["v1", "session", "list"]);
         with_consistency(&mut call.url, Consistency::Consistent);
         call.body_max = LARGE;
-        self.ask(call, |answer| {
-            answer.index()?;
-            Ok(Census { sessions: answer.sessions()?, is_filtered: answer.reply.filtered })
-        })
-        .await
+        self.ask(call, Answer::census).await
     }
 
     /// Takes a node out of the catalog, and with it every session on it.
@@ -51,7 +47,7 @@ impl HttpConsul {
         let operation = Operation::DeregisterNode;
         let mut call = self.call(operation, Method::PUT, ["v1", "catalog", "deregister"]);
         call.body = Some(json(operation, &Deregistration { node: node.as_str() })?);
-        self.ask(call, |answer| answer.json::<bool>().map(drop)).await
+        self.ask(call, Answer::done).await
     }
 
     /// What the answering server's clock says, in whole seconds; `None` if it does not say.
@@ -60,7 +56,7 @@ impl HttpConsul {
     /// [`ConsulError`].
     pub async fn date(&self) -> Result<Option<Timestamp>, ConsulError> {
         let call = self.call(Operation::ReadLeader, Method::GET, ["v1", "status", "leader"]);
-        self.ask(call, |answer| Ok(answer.reply.date.as_deref().and_then(date))).await
+        self.ask(call, |answer| Ok(answer.date())).await
     }
 }
 

@@ -240,14 +240,7 @@ async fn refused(operation: Operation, mut response: Response) -> ConsulError {
         body.extend_from_slice(&chunk);
     }
     body.truncate(ERROR_BODY_MAX);
-    let words = errors::words(&body);
-    let class = errors::of_answer(operation, status, &words);
-    let words = match (status.is_redirection(), words.is_empty()) {
-        (true, _) => ": redirects are not followed; check Consul's address".to_owned(),
-        (false, true) => String::new(),
-        (false, false) => format!(": {words}"),
-    };
-    ConsulError { operation, class, message: format!("{}{words}", status.as_u16()) }
+    errors::refusal(operation, status, &body)
 }
 
 async fn whole(
