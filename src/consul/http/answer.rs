@@ -33,7 +33,11 @@ impl Answer {
 
     /// For answers that no Consul gives: a proxy's, or half of one.
     fn odd(&self, what: impl fmt::Display) -> ConsulError {
-        self.error(errors::unanswered(self.operation), format!("not an answer of Consul's: {what}"))
+        let words = errors::words(what.to_string().as_bytes());
+        self.error(
+            errors::unanswered(self.operation),
+            format!("not an answer of Consul's: {words}"),
+        )
     }
 
     fn json<T: DeserializeOwned>(&self) -> Result<T, ConsulError> {
@@ -174,5 +178,25 @@ impl Answer {
             return Err(self.odd("409 without a reason"));
         }
         Ok(Txn::RolledBack(refused.into_iter().map(Into::into).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_answer_is_quoted_in_one_line_that_fits_into_a_condition() {
+        let reply = Reply {
+            status: StatusCode::OK,
+            body: format!("{:?}", "x".repeat(10_000)).into_bytes(),
+            index: Some(1),
+            filtered: false,
+            date: None,
+        };
+        let error = Answer { operation: Operation::WriteKey, reply }.verdict().unwrap_err();
+        assert_eq!(error.class, Class::UnknownOutcome);
+        assert!(error.message.starts_with("not an answer of Consul's: invalid type"), "{error}");
+        assert!(error.message.len() < 400, "{} bytes", error.message.len());
     }
 }

@@ -221,7 +221,7 @@ fn granted(status: StatusCode, body: &[u8]) -> Result<(Granted, Token), LoginErr
     }
     let odd = |error: &dyn fmt::Display| LoginError {
         class: Class::Transient,
-        message: format!("an odd answer: {error}"),
+        message: format!("an odd answer: {}", errors::words(error.to_string().as_bytes())),
     };
     let granted: Granted = serde_json::from_slice(body).map_err(|error| odd(&error))?;
     let token = Token::new(&granted.secret_id).map_err(|error| odd(&error))?;
