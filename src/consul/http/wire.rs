@@ -290,6 +290,9 @@ pub(super) fn go_duration(text: &str) -> Option<Duration> {
         return Some(Duration::ZERO);
     }
     let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return None;
+    }
     while !rest.is_empty() {
         let unit_at = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
         let (number, tail) = rest.split_at(unit_at);
@@ -308,7 +311,7 @@ pub(super) fn go_duration(text: &str) -> Option<Duration> {
         total = total.checked_add(Duration::try_from_secs_f64(span).ok()?)?;
         rest = next;
     }
-    (!text.is_empty()).then_some(total)
+    Some(total)
 }
 
 #[cfg(test)]
@@ -329,7 +332,7 @@ mod tests {
         }
         assert_eq!(go_duration("24h0m0s"), Some(Duration::from_secs(86_400)));
         assert_eq!(go_duration("1m1.5s"), Some(Duration::from_millis(61_500)));
-        for odd in ["", "15", "s", "1x", "-5s", "1..5s", "9e99h"] {
+        for odd in ["", "+", "15", "s", "1x", "-5s", "1..5s", "9e99h"] {
             assert_eq!(go_duration(odd), None, "{odd}");
         }
     }
