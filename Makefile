@@ -12,8 +12,13 @@ WAITING := $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend examples
 
+# What `make fuzz` runs, and each for how long. No sanitizer: there is no unsafe code of ours, and a
+# stable toolchain does.
+FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ_SECONDS ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint generate book image servers tools bench need-rust need-lints need-go need-cc
+.PHONY: help demo test soak fuzz lint generate book image servers tools bench need-rust need-lints need-go need-cc need-fuzz
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -59,6 +64,15 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 	else \
 		echo "NOT CHECKED: that the book builds, for want of mdbook: cargo install --locked mdbook"; \
 	fi
+
+fuzz: need-fuzz ## put any bytes in the place of what others write, each target for a minute
+	@cp Cargo.lock fuzz/Cargo.lock # the same dependencies
+	@for target in $(FUZZ_TARGETS); do \
+		echo "fuzz: $$target"; mkdir -p $(TARGET)/fuzz-corpus/$$target || exit 1; \
+		$(CARGO) fuzz run --sanitizer none --target-dir $(TARGET)/fuzz $$target \
+			$(TARGET)/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 -verbosity=0 || exit 1; \
+	done
 
 generate: need-rust need-cc ## write crds/, man/, the chart's values and the reference anew from their sources
 	@mkdir -p crds man
@@ -109,3 +123,8 @@ need-go:
 need-cc:
 	@command -v cc >/dev/null || { echo "a C compiler is missing" \
 		"(Debian: apt install gcc libc6-dev)"; exit 1; }
+
+need-fuzz: need-rust
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing:" \
+		"cargo install --locked --version '^0.13' cargo-fuzz"; exit 1; }
+	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Debian: apt install g++)"; exit 1; }

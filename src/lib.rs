@@ -78,6 +78,8 @@
 //! - `locks`: the crate's face, what is shown here.
 //! - `replicas`: which of the controller's replicas acts.
 //! - `cli`: flags and environment become one validated configuration.
+//! - `fuzz`: what is done with any bytes in the place of text that others wrote. In tests, and for
+//!   `make fuzz`.
 //!
 //! Session and lock are two machines. A session keeper knows create, renew, valid until, lost,
 //! destroy; a lock keeper borrows the session's validity and knows waiting, lock-delay, held,
@@ -99,6 +101,9 @@ pub mod consul;
 pub mod controller;
 #[doc(hidden)]
 pub mod election;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 #[doc(hidden)]
 pub mod holder;
 #[doc(hidden)]

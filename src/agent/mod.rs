@@ -18,6 +18,8 @@
 mod cgroup;
 mod child;
 mod descendants;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod guard;
 mod nested;
 mod notice;

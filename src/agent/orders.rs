@@ -24,7 +24,7 @@ use rustix::{
 use super::notice::Deadlines;
 use crate::clock::Instant;
 
-const PACKET: usize = 25;
+pub(super) const PACKET: usize = 25;
 
 /// Of the first order with its variables: a key, a path, and little more.
 const LONGEST_START: usize = 1 << 16;

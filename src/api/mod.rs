@@ -10,6 +10,8 @@
 use kube::CustomResourceExt;
 
 mod duration;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod rules;
 mod settings;
 mod spec;

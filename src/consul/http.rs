@@ -35,6 +35,8 @@ mod client;
 mod config;
 mod errors;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod login;
 mod survey;
 mod token;

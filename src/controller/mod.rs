@@ -68,6 +68,8 @@ mod course;
 mod electorate;
 mod events;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod holder;
 mod kinds;
 mod lead;

@@ -19,6 +19,8 @@ mod access;
 mod changes;
 mod describe;
 mod doctor;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod handover;
 mod pause;
 mod release;

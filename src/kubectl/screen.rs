@@ -37,7 +37,7 @@ pub(super) struct Paint {
 }
 
 impl Paint {
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) const PLAIN: Paint = Paint { colour: false };
     #[cfg(test)]
     pub(super) const COLOUR: Paint = Paint { colour: true };

@@ -228,6 +228,17 @@ fn granted(status: StatusCode, body: &[u8]) -> Result<(Granted, Token), LoginErr
     Ok((granted, token))
 }
 
+/// Any answer to a login, for `crate::fuzz`: what is known of the token then.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzzed(status: StatusCode, body: &[u8]) -> Result<(), LoginError> {
+    let (granted, token) = granted(status, body)?;
+    let sent = Instant::from_boot(Duration::from_secs(1));
+    let known = granted.known(token, sent, 1.0);
+    assert_eq!(known.spent.is_some(), known.ends.is_some());
+    assert!(known.spent <= known.ends, "it is replaced before it ends");
+    Ok(())
+}
+
 impl Granted {
     /// Counted from when the login was sent.
     fn known(&self, token: Token, sent: Instant, jitter: f64) -> Known {
