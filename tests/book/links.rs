@@ -101,7 +101,7 @@ fn a_link_to_nowhere_is_found() {
 fn every_page_of_the_book_is_in_its_table_of_contents_once() {
     let mut listed = targets(&read("docs/src/SUMMARY.md"));
     let mut there = Vec::new();
-    below(&root().join("docs/src"), &mut there);
+    below(&root().join("docs/src"), "md", &mut there);
     let base = Path::new("docs/src");
     let mut there: Vec<String> = there
         .iter()

@@ -25,18 +25,19 @@ fn pages() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from).into();
     for folder in ["docs", "charts", "examples"] {
-        below(&root().join(folder), &mut found);
+        below(&root().join(folder), "md", &mut found);
     }
     found
 }
 
-fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+/// The files below a folder whose name ends so, relative to the repository.
+fn below(folder: &Path, end: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         // What mdbook builds.
         if path.is_dir() && path != root().join("docs/book") {
-            below(&path, found);
-        } else if path.extension().is_some_and(|end| end == "md") {
+            below(&path, end, found);
+        } else if path.extension().is_some_and(|extension| extension == end) {
             found.push(path.strip_prefix(root()).unwrap().to_owned());
         }
     }
