@@ -185,9 +185,9 @@ fn variants(folder: &str, name: &str) -> Vec<(String, String)> {
     let source = files.iter().map(read).find(|source| source.contains(&head));
     let source = source.unwrap_or_else(|| panic!("no enum {name} in {folder}"));
     let body = source.split_once(&head).unwrap().1;
-    let body = body.split_once("\n}").unwrap().0;
+    let body = body.lines().map(str::trim).take_while(|line| *line != "}");
     let (mut found, mut about) = (Vec::new(), String::new());
-    for line in body.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+    for line in body.filter(|line| !line.starts_with('#')) {
         match line.strip_prefix("/// ").or(line.strip_prefix("/* ")) {
             Some(words) => about += &format!("{} ", words.trim_end_matches("*/")),
             None => found.push((line.trim_end_matches(',').to_owned(), std::mem::take(&mut about))),
