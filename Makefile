@@ -45,10 +45,16 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 		( cd $$module && $(GO) vet -mod=readonly ./... ) || exit 1; \
 	done
 	@if command -v cargo-deny >/dev/null; then \
-		echo "cargo deny"; $(CARGO) deny --locked check bans licenses sources; \
+		echo "cargo deny"; $(CARGO) deny --locked check bans licenses sources || exit 1; \
+		if timeout 120 $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \
+			$(CARGO) deny --locked --offline check advisories || exit 1; \
+		else \
+			echo "NOT CHECKED: advisories about what we depend on, as their database," \
+				"https://github.com/RustSec/advisory-db, cannot be reached"; \
+		fi; \
 	else \
-		echo "NOT CHECKED: bans, licences and sources (deny.toml), for want of cargo-deny:" \
-			"cargo install --locked cargo-deny"; \
+		echo "NOT CHECKED: bans, licences, sources and advisories (deny.toml), for want of" \
+			"cargo-deny: cargo install --locked cargo-deny"; \
 	fi
 	@if command -v checkov >/dev/null; then \
 		echo "checkov: the chart's objects"; mkdir -p $(TARGET) || exit 1; \
