@@ -269,8 +269,15 @@ fn apiserver_ready(kubeconfig: &Path) -> Result<(), String> {
         let answer = run(command.arg("--request-timeout=5s"), ANSWER_ALLOWED);
         answer.map(drop).map_err(|error| error.to_string())
     };
-    ask(&["get", "--raw", "/readyz"])?;
+    ask(&["get", "--raw", "/readyz"]).map_err(|answer| unwell(&answer).unwrap_or(answer))?;
     ask(&["get", "namespaces", "default", "kube-system", "-o", "name"])
+}
+
+/// What of an answer of `/readyz` is not well. kubectl prints all of it in one line, line ends quoted.
+fn unwell(answer: &str) -> Option<String> {
+    let parts = answer.split("\\n").filter_map(|part| part.strip_prefix("[-]"));
+    let parts: Vec<&str> = parts.collect();
+    (!parts.is_empty()).then(|| format!("/readyz: {}", parts.join(", ")))
 }
 
 fn kubectl<'a>(
@@ -307,4 +314,17 @@ fn write_kubeconfig(
     });
     let name = format!("{}.kubeconfig", user.replace([':', '/'], "-"));
     Ok(folder.write(&name, format!("{config:#}\n"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_answer_that_is_long_only_what_is_not_well_is_shown() {
+        let answer =
+            r#"an error ("[+]ping ok\n[-]rbac failed: withheld\n[+]log ok\ncheck failed")"#;
+        assert_eq!(unwell(answer).as_deref(), Some("/readyz: rbac failed: withheld"));
+        assert_eq!(unwell("connection refused"), None);
+    }
 }
