@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 # The image of ConsulLock, for amd64 and arm64:
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --tag REGISTRY/consul-lock:TAG --push .
@@ -9,13 +7,16 @@
 
 # The C library of this Debian goes into the image; see tools/image/assemble.sh.
 FROM rust:1.95-slim-bookworm AS build
+# What the binary is made of goes into it, and into an SBOM.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo install --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
 WORKDIR /src
 COPY . .
 ARG TARGETARCH
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,id=consul-lock-target-${TARGETARCH},target=/src/target \
-    cargo build --release --locked --package consul-lock \
-    && tools/image/assemble.sh target/release/consul-lock /image
+    tools/image/build.sh /out \
+    && tools/image/assemble.sh /out/consul-lock /image
 
 # Nothing else: no shell, no package manager, nobody's home.
 FROM scratch

@@ -12,6 +12,11 @@ WAITING := $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
 # What we wrote in Go: peers that tests and benchmarks run beside us, and what runs in test pods.
 GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend examples
 
+# The kind of machine that `make image` is for, as Rust calls it (aarch64-unknown-linux-gnu; empty: this
+# one's), and where it puts what it makes.
+TRIPLE ?=
+IMAGE := $(TARGET)/image$(if $(TRIPLE),-$(TRIPLE))
+
 # What `make fuzz` runs, and each for how long. No sanitizer: there is no unsafe code of ours, and a
 # stable toolchain does.
 FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
@@ -99,9 +104,9 @@ book: ## build the book: docs/book/index.html
 	@find docs/book -name '*.html.old' -delete
 
 image: need-rust need-cc ## make the container image without an engine: target/image/consul-lock.tar
-	$(CARGO) build --release --locked --package consul-lock
-	$(CARGO) run --quiet --locked --package testbed -- \
-		image $(TARGET)/release/consul-lock $(TARGET)/image/consul-lock.tar
+	TRIPLE=$(TRIPLE) tools/image/build.sh $(IMAGE)
+	TRIPLE=$(TRIPLE) $(CARGO) run --quiet --locked --package testbed -- \
+		image $(IMAGE)/consul-lock $(IMAGE)/consul-lock.tar
 
 servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed

@@ -97,6 +97,7 @@ fn image(binary: &Path, archive: &Path) -> Result<(), String> {
         megabytes(size),
         megabytes(sent)
     );
+    println!("{}", image.contents()?);
     match size <= IMAGE_MAX_BYTES {
         true => Ok(()),
         false => Err(format!("that is more than {:.0} MB", megabytes(IMAGE_MAX_BYTES))),

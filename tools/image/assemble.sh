@@ -1,11 +1,12 @@
 #!/bin/sh
-# Puts together the file system of the image: the binary, the C library that it was linked with,
-# and what that needs to look names up. The Dockerfile and `make image` both call it, so that they
+# Puts together the file system of the image: the binary, its SBOM if there is one beside it, the C
+# library that it was linked with, and what that needs to look names up. The Dockerfile and `make image` both call it, so that they
 # make the same image.
 #
 # The C library is the one of the machine that builds, linked dynamically: a static glibc looks names
 # up with modules that it does not find in an image. musl would not need them, but Rust's library
-# for it is in no package of Debian's.
+# for it is in no package of Debian's. For a machine of another kind (TRIPLE, as in build.sh) it is
+# the one of Debian's cross compiler.
 set -eu
 
 [ $# -eq 2 ] || { echo "usage: $0 BINARY NEW-FOLDER" >&2; exit 2; }
@@ -15,7 +16,17 @@ fail() { echo "$0: $1" >&2; exit 1; }
 
 certificates=/etc/ssl/certs/ca-certificates.crt
 [ -e "$certificates" ] || fail "no $certificates (Debian: apt install ca-certificates)"
-command -v strip >/dev/null || fail "strip is missing (Debian: apt install binutils)"
+
+strip=strip packages="libc6 libgcc-s1" other=
+if [ -n "${TRIPLE:-}" ] && [ "${TRIPLE%%-*}" != "$(uname -m)" ]; then
+    other=$(echo "$TRIPLE" | sed 's/-unknown//') # as Debian has it
+    libraries=/usr/$other/lib
+    strip=$other-strip
+    kind=$(echo "${TRIPLE%%-*}" | sed 's/aarch64/arm64/')
+    packages="libc6-$kind-cross libgcc-s1-$kind-cross"
+    [ -e "$libraries/libc.so.6" ] || fail "no $libraries (Debian: apt install gcc-$other)"
+fi
+command -v "$strip" >/dev/null || fail "$strip is missing (Debian: apt install binutils)"
 
 # Since 2.34 the C library looks names up by itself; before, a module did, which is not copied.
 libc=$(getconf GNU_LIBC_VERSION) || fail "the C library of this machine is not glibc"
@@ -27,14 +38,22 @@ mkdir "$root"
 put() { install -D -m "$1" "$2" "$root/$3"; }
 
 put 755 "$binary" consul-lock
-strip --strip-all "$root/consul-lock"
+"$strip" --strip-all "$root/consul-lock"
 
-# Libraries, and the program that loads them, go where they are here.
-needed=$(ldd "$binary") || fail "ldd $binary: $needed"
-case $needed in *"not found"*) fail "$binary needs what is not here: $needed" ;; esac
-for library in $(echo "$needed" | tr -s ' \t' '\n\n' | grep '^/'); do
-    put 755 "$library" "$library"
-done
+# Libraries, and the program that loads them, go where they are here, or would be.
+if [ -n "$other" ]; then
+    loader=$(readelf --program-headers "$binary" | sed -n 's/.*interpreter: \(.*\)\]/\1/p')
+    put 755 "$libraries/$(basename "$loader")" "$loader"
+    for library in $(readelf --dynamic "$binary" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+        [ "$library" = "$(basename "$loader")" ] || put 755 "$libraries/$library" "lib/$other/$library"
+    done
+else
+    needed=$(ldd "$binary") || fail "ldd $binary: $needed"
+    case $needed in *"not found"*) fail "$binary needs what is not here: $needed" ;; esac
+    for library in $(echo "$needed" | tr -s ' \t' '\n\n' | grep '^/'); do
+        put 755 "$library" "$library"
+    done
+fi
 
 put 644 "$certificates" "$certificates"
 mkdir -p "$root/etc"
@@ -46,8 +65,10 @@ chmod 644 "$root/etc/nsswitch.conf" "$root/etc/passwd" "$root/etc/group"
 
 # Terms, and which Debian packages these are, as scanners for vulnerabilities look for it.
 put 644 LICENSE usr/share/doc/consul-lock/LICENSE
+sbom=$(dirname "$binary")/sbom.cdx.json
+[ ! -e "$sbom" ] || put 644 "$sbom" usr/share/doc/consul-lock/sbom.cdx.json
 if command -v dpkg-query >/dev/null; then
-    for package in libc6 libgcc-s1 ca-certificates; do
+    for package in $packages ca-certificates; do
         put 644 "/usr/share/doc/$package/copyright" "usr/share/doc/$package/copyright"
         mkdir -p "$root/var/lib/dpkg/status.d"
         dpkg-query --status "$package" >"$root/var/lib/dpkg/status.d/$package"

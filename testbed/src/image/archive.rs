@@ -12,7 +12,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 use tar::{Builder, EntryType, Header};
 
-use super::{Image, ImageConfig, architecture};
+use super::{Image, ImageConfig};
 
 /// How the files are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) fn write(image: &Image, to: &Path, layer: Layer) -> io::Result<()> {
     let mut archive = Builder::new(File::create(to)?);
     let mut put = |name: &str, bytes: &[u8]| put(&mut archive, name, 0o644, bytes);
     put("oci-layout", json!({"imageLayoutVersion": "1.0.0"}).to_string().as_bytes())?;
-    put("index.json", index(&image.name, &manifest).to_string().as_bytes())?;
+    put("index.json", index(image, &manifest).to_string().as_bytes())?;
     put("manifest.json", dockers.to_string().as_bytes())?;
     for blob in [&manifest, &config, &files] {
         put(&blob.path(), &blob.bytes)?;
@@ -103,9 +103,10 @@ pub(super) fn write(image: &Image, to: &Path, layer: Layer) -> io::Result<()> {
 }
 
 /// What the archive is: one image, by this name.
-fn index(name: &str, manifest: &Blob) -> Value {
+fn index(image: &Image, manifest: &Blob) -> Value {
+    let name = image.name.as_str();
     let mut entry = manifest.descriptor();
-    entry["platform"] = json!({"os": "linux", "architecture": architecture()});
+    entry["platform"] = json!({"os": "linux", "architecture": image.config.architecture()});
     let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
     entry["annotations"] = json!({
         "io.containerd.image.name": name,
@@ -119,7 +120,7 @@ fn index(name: &str, manifest: &Blob) -> Value {
 }
 
 fn config(config: &ImageConfig, layer: &str) -> Value {
-    let ImageConfig { entrypoint, user, ports, labels } = config;
+    let ImageConfig { entrypoint, user, ports, labels, architecture: _ } = config;
     let mut said = json!({"Entrypoint": entrypoint});
     if !user.is_empty() {
         said["User"] = json!(user);
@@ -133,7 +134,7 @@ fn config(config: &ImageConfig, layer: &str) -> Value {
         said["Labels"] = Value::Object(labels.collect::<Map<_, _>>());
     }
     json!({
-        "architecture": architecture(),
+        "architecture": config.architecture(),
         "os": "linux",
         "config": said,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
@@ -221,6 +222,7 @@ mod tests {
                 user: "7:7".to_owned(),
                 ports: vec!["80/tcp".to_owned()],
                 labels: vec![("a.b".to_owned(), "c".to_owned())],
+                architecture: "arm64".to_owned(),
             },
         }
     }
@@ -258,6 +260,8 @@ mod tests {
             let config = blob(&entries, &manifest["config"]);
             let config: Value = serde_json::from_slice(config).unwrap();
             assert_eq!(config["config"]["User"], "7:7");
+            assert_eq!(config["architecture"], "arm64");
+            assert_eq!(index["manifests"][0]["platform"]["architecture"], "arm64");
             assert_eq!(config["config"]["ExposedPorts"], json!({"80/tcp": {}}));
             assert_eq!(config["config"]["Labels"], json!({"a.b": "c"}));
             let packed = &manifest["layers"][0];

@@ -1,6 +1,7 @@
 //! Container images, made from files without a registry or a container engine.
 
 mod archive;
+mod contents;
 mod product;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +42,14 @@ pub struct ImageConfig {
     pub ports: Vec<String>,
     /// Names and texts.
     pub labels: Vec<(String, String)>,
+    /// The kind of processor that it is for, such as `amd64`; empty: this machine's.
+    pub architecture: String,
+}
+
+impl ImageConfig {
+    fn architecture(&self) -> &str {
+        if self.architecture.is_empty() { architecture() } else { &self.architecture }
+    }
 }
 
 impl Image {

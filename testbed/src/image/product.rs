@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::contents::Contents;
 use super::{Image, ImageConfig};
 use crate::folder::Folder;
 use crate::process::BedError;
@@ -54,8 +55,39 @@ impl ProductImage {
         )?;
         let mut files = Vec::new();
         collect(&root, &root, &mut files)?;
-        let image = Image { name: PRODUCT_IMAGE.to_owned(), files, config: config() };
+        let config = ImageConfig { architecture: architecture(binary)?, ..config() };
+        let image = Image { name: PRODUCT_IMAGE.to_owned(), files, config };
         Ok(ProductImage { image, _folder: folder })
+    }
+
+    /// Whether the binary says what it was made of, and the SBOM names all of that; in words.
+    ///
+    /// # Errors
+    /// One of them does not name what it should, or is odd.
+    pub fn contents(&self) -> Result<String, String> {
+        let read = |place: &str| {
+            let is_it = |(_, other): &&(PathBuf, PathBuf)| other.as_path() == Path::new(place);
+            let file = self.image.files.iter().find(is_it);
+            let read = file.map(|(file, _)| fs::read(file));
+            read.transpose().map_err(|error| format!("{place}: {error}"))
+        };
+        let binary = read("consul-lock")?.unwrap_or_default();
+        let Some(contents) = Contents::of(&binary)? else {
+            return Ok("the binary does not say what it was made of".to_owned());
+        };
+        let sbom = read("usr/share/doc/consul-lock/sbom.cdx.json")?;
+        let lock = fs::read_to_string(repository().join("Cargo.lock"));
+        let lock = lock.map_err(|error| format!("Cargo.lock: {error}"))?;
+        let missing = contents.missing(&lock, sbom.as_deref())?;
+        if !missing.is_empty() {
+            return Err(format!(
+                "the binary was made of more than is told: {}",
+                missing.join(", ")
+            ));
+        }
+        let count = contents.linked.len();
+        let named = if sbom.is_some() { "all of them in the SBOM" } else { "and there is no SBOM" };
+        Ok(format!("the binary says that {count} crates are in it, {named}"))
     }
 
     /// What it takes on a node, in bytes.
@@ -80,8 +112,21 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, PathBuf)>) -> s
     Ok(())
 }
 
+/// What container images call the kind of processor that a binary is for.
+fn architecture(binary: &Path) -> std::io::Result<String> {
+    let elf = fs::read(binary)?;
+    // e_machine.
+    let name = match elf.get(0x12..0x14) {
+        Some([0x3e, 0]) => "amd64",
+        Some([0xb7, 0]) => "arm64",
+        _ => super::architecture(),
+    };
+    Ok(name.to_owned())
+}
+
 fn config() -> ImageConfig {
     ImageConfig {
+        architecture: super::architecture().to_owned(),
         entrypoint: vec!["/consul-lock".to_owned()],
         user: USER.to_owned(),
         ports: vec!["8080/tcp".to_owned()],
@@ -114,6 +159,8 @@ mod tests {
             dockerfile.ends_with(&expected),
             "the Dockerfile's last stage should read\n{expected}"
         );
-        assert!(dockerfile.contains("tools/image/assemble.sh target/release/consul-lock /image"));
+        let made = "    tools/image/build.sh /out \\\n    \
+                    && tools/image/assemble.sh /out/consul-lock /image\n";
+        assert!(dockerfile.contains(made), "{made}");
     }
 }
