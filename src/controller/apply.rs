@@ -10,6 +10,7 @@ use super::{
     course::{Advance, Course, Retreat},
     electorate::Standing,
     events::News,
+    failover,
     observe::{Observed, Seen},
     plan::{ClaimPlan, FinalizerStep, FormerStep, KeepersStep, Plan},
 };
@@ -74,6 +75,9 @@ async fn apply_to_claim<C: Consul>(
         // The key does not move before endpoint and label are gone.
         let (view, failed) = (leader.keepers.view(&seen.id), Some(failed));
         return Ok(Some(Applied { view, claim, failed, _only_made_here: () }));
+    }
+    if !(course.retreat.is_empty() && course.strip.is_empty()) {
+        failover::note_withdrawal(leader, seen);
     }
     if let FinalizerStep::Remove { unclean } = *finalizer {
         let left = leader.writer.remove_finalizer(&claim).await;
@@ -176,6 +180,9 @@ async fn take_place<C: Consul>(
         // Before it is sent: whether it arrives may never be known.
         leader.ledger.fills(&seen.id, blank.clone());
         leader.writer.fill_slice(&slice).await.map_err(Error::FillSlice)?;
+    }
+    if !course.advance.is_empty() && holds() {
+        failover::note_routing(leader, seen);
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use kube::ResourceExt;
 use super::{
     electorate::{Electorate, Standing},
     observe::Seen,
+    reasons::Detail,
 };
 use crate::{
     api::{self, GateSettings},
@@ -158,7 +159,7 @@ pub(super) enum Routing {
     /// To this pod.
     To(Arc<str>),
     /// To this pod, but for something that it lacks.
-    Partly { pod: Arc<str>, reason: &'static str, lacks: String },
+    Partly { pod: Arc<str>, reason: Detail, lacks: String },
 }
 
 /// How many pods match a claim, and how many of them contend for its key, or could.

@@ -101,13 +101,20 @@ struct ContainerStatus {
     container_id: Option<Arc<str>>,
     restart_count: i32,
     state: ContainerState,
+    last_state: ContainerState,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct ContainerState {
     running: Option<There>,
-    terminated: Option<There>,
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Terminated {
+    finished_at: Option<Time>,
 }
 
 /// That there is one is all that matters.
@@ -450,7 +457,9 @@ fn ready(conditions: &[ConditionSeen]) -> Option<Timestamp> {
 }
 
 fn container(status: &ContainerStatus) -> Container {
+    let over = status.state.terminated.as_ref().or(status.last_state.terminated.as_ref());
     Container {
+        ended: over.and_then(|over| over.finished_at.as_ref()).map(|time| time.0),
         name: Arc::clone(&status.name),
         id: status.container_id.clone().filter(|id| !id.is_empty()),
         restarts: status.restart_count,
@@ -510,7 +519,9 @@ mod tests {
                 ],
                 "containerStatuses": [{
                     "name": "app", "containerID": "containerd://1", "restartCount": 2,
-                    "state": { "terminated": { "exitCode": 1 } },
+                    "state": {
+                        "terminated": { "exitCode": 1, "finishedAt": "2026-01-02T03:06:05Z" },
+                    },
                 }],
             },
         }))
@@ -527,6 +538,7 @@ mod tests {
         let [container] = &candidate.containers[..] else { panic!() };
         assert_eq!((container.id.as_deref(), container.restarts), (Some("containerd://1"), 2));
         assert!(container.terminated);
+        assert_eq!(container.ended.unwrap().to_string(), "2026-01-02T03:06:05Z");
         assert_eq!(pod().addresses().len(), 2);
         assert_eq!(pod().named_ports(), [("web".to_owned(), "TCP".to_owned(), 8080)]);
     }

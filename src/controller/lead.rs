@@ -11,7 +11,9 @@ use super::{
     Caches, Error, Leader,
     apply::{Applied, apply},
     cache::{Cached, ObjectName, Touched},
+    census::is_unheld,
     events::news,
+    failover,
     kinds::{self, Pod},
     merge_patch,
     observe::{Observed, Seen, observe},
@@ -26,7 +28,7 @@ use crate::{
     clock::Instant,
     consul::Consul,
     keeper::{ClaimId, Jitter, LockView},
-    telemetry::{Metrics, logs},
+    telemetry::{HolderLabels, Metrics, logs},
 };
 
 /// Walks at once. Each holds a connection to the API server while it writes.
@@ -78,7 +80,7 @@ impl<C: Consul> Leader<C> {
         telling: impl Future<Output = ()>,
     ) -> LeadError {
         let _series = ClaimSeries(Arc::clone(&self.metrics));
-        self.report_tightest();
+        self.report_what_stands_out();
         let caches = Arc::clone(&self.caches);
         let mut changes = Changes::of(&caches);
         caches.claims.wait_until_synced().await;
@@ -188,11 +190,16 @@ impl<C: Consul> Leader<C> {
         names
     }
 
-    fn report_tightest(&self) {
+    fn report_what_stands_out(&self) {
         let (keepers, clock) = (Arc::downgrade(&self.keepers), self.clock.clone());
         self.metrics.report_tightest_from(move || {
             let tightest = keepers.upgrade()?.tightest()?;
             Some(tightest.since(clock.now()).as_secs_f64())
+        });
+        let (ledger, clock) = (Arc::downgrade(&self.ledger), self.clock.clone());
+        self.metrics.report_unheld_from(move || {
+            let longest = ledger.upgrade().map(|ledger| ledger.longest_unheld(clock.now()));
+            longest.unwrap_or_default().as_secs_f64()
         });
     }
 
@@ -228,6 +235,9 @@ impl<C: Consul> Leader<C> {
     async fn reconcile(&self, name: &ObjectName) -> Result<Next, Error> {
         let observed = observe(self, name); // memory
         let plan = plan(&observed, &self.config); // pure
+        if let (Some(seen), Some(planned)) = (&observed.claim, &plan.claim) {
+            failover::note_decision(self, seen, &planned.course);
+        }
         let applied = apply(self, name, &observed, &plan).await?; // I/O
         match (applied, &observed.claim, &plan.claim) {
             (Some(mut applied), Some(seen), Some(planned)) => {
@@ -294,11 +304,16 @@ impl<C: Consul> Leader<C> {
             return Ok(Next::at([Some(hold), planned.course.again].into_iter().flatten().min()));
         }
         let next = status(&report); // pure
+        self.ledger.stands(&seen.id, is_unheld(&next), now);
         self.patch_if_changed(seen, applied, &next).await?; // I/O
         let followed = report.facts.holding.and(seen.electorate.standing.token());
         let token = report.facts.view.and_then(|view| view.token(now)).or(followed);
         let token = token.map(crate::names::FencingToken::get);
-        self.metrics.claim_stands(&name.namespace, &name.name, token);
+        let holder = next.holder.as_ref().map(|holder| HolderLabels {
+            identity: &holder.identity,
+            cluster: holder.cluster.as_deref().unwrap_or_default(),
+        });
+        self.metrics.claim_stands(&name.namespace, &name.name, token, holder);
         let course = planned.course.again;
         Ok(Next::at([valid_until(applied), again, course].into_iter().flatten().min()))
     }

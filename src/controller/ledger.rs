@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -19,6 +20,7 @@ use crate::{
     clock::Instant,
     election::{Badged, Runs},
     keeper::ClaimId,
+    names::FencingToken,
 };
 
 /// Everything remembered, by claim.
@@ -53,6 +55,20 @@ struct Entry {
     runs: Runs,
     /// The tenure of a pod that holds the key itself, as it was noticed.
     followed: Option<Followed>,
+    /// Since when it has contended for a key that nobody holds.
+    unheld_since: Option<Instant>,
+    /// The last tenure that was to end for another one.
+    change: Option<Change>,
+    /// The last tenure that traffic was sent to.
+    routed: Option<FencingToken>,
+}
+
+/// A change of leader.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    token: FencingToken,
+    decided: Instant,
+    is_withdrawn: bool,
 }
 
 /// A pod that was given the badge, or may have been.
@@ -89,6 +105,9 @@ impl Ledger {
             emptied: BTreeSet::new(),
             runs: Runs::default(),
             followed: None,
+            unheld_since: None,
+            change: None,
+            routed: None,
         });
         let since = entry.since;
         books.by_name.entry(name.clone()).or_default().insert(id.clone());
@@ -214,6 +233,52 @@ impl Ledger {
     /// The last such tenure.
     pub(super) fn followed(&self, id: &ClaimId) -> Option<Followed> {
         self.books().claims.get(id)?.followed.clone()
+    }
+
+    /// Remembers whether the claim contends for a key that nobody holds.
+    pub(super) fn stands(&self, id: &ClaimId, is_unheld: bool, now: Instant) {
+        if let Some(entry) = self.books().claims.get_mut(id) {
+            entry.unheld_since = is_unheld.then(|| entry.unheld_since.unwrap_or(now));
+        }
+    }
+
+    /// For how long any claim has done so at most.
+    pub(super) fn longest_unheld(&self, now: Instant) -> Duration {
+        let books = self.books();
+        let since = books.claims.values().filter_map(|entry| entry.unheld_since).min();
+        since.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// A tenure is to end for another one; whether that is news.
+    pub(super) fn decides(&self, id: &ClaimId, token: FencingToken, now: Instant) -> bool {
+        let mut books = self.books();
+        let Some(entry) = books.claims.get_mut(id) else { return false };
+        let is_news = entry.change.is_none_or(|change| change.token != token);
+        if is_news {
+            entry.change = Some(Change { token, decided: now, is_withdrawn: false });
+        }
+        is_news
+    }
+
+    /// Endpoint and label of a tenure are gone: how long after it was to end, the first time.
+    pub(super) fn withdrawn(
+        &self,
+        id: &ClaimId,
+        token: FencingToken,
+        now: Instant,
+    ) -> Option<Duration> {
+        let mut books = self.books();
+        let change = books.claims.get_mut(id)?.change.as_mut()?;
+        let is_news = change.token == token && !change.is_withdrawn;
+        change.is_withdrawn |= is_news;
+        is_news.then(|| now.since(change.decided))
+    }
+
+    /// Traffic is sent to a tenure; whether that is news.
+    pub(super) fn routes(&self, id: &ClaimId, token: FencingToken) -> bool {
+        let mut books = self.books();
+        let entry = books.claims.get_mut(id);
+        entry.is_some_and(|entry| entry.routed.replace(token) != Some(token))
     }
 
     /// The newest that is known of a claim, given what the cache holds.
@@ -360,6 +425,36 @@ mod tests {
         ledger.empties(&id, "slice");
         assert!(ledger.filled(&id).is_empty());
         assert!(ledger.emptied(&id).contains("slice"));
+    }
+
+    #[test]
+    fn who_has_waited_longest_for_a_key_that_nobody_holds_is_told_as_long_as_it_waits() {
+        let (ledger, id) = met();
+        let at = |second| Instant::from_boot(Duration::from_secs(second));
+        assert_eq!(ledger.longest_unheld(at(9)), Duration::ZERO);
+        ledger.stands(&id, true, at(10));
+        ledger.stands(&id, true, at(15));
+        assert_eq!(ledger.longest_unheld(at(30)), Duration::from_secs(20));
+        ledger.stands(&id, false, at(31));
+        assert_eq!(ledger.longest_unheld(at(32)), Duration::ZERO);
+        ledger.stands(&id, true, at(33));
+        ledger.forget(&id);
+        assert_eq!(ledger.longest_unheld(at(40)), Duration::ZERO);
+    }
+
+    #[test]
+    fn each_part_of_a_change_of_leader_is_told_once() {
+        let (ledger, id) = met();
+        let at = |second| Instant::from_boot(Duration::from_secs(second));
+        let (first, second) = (FencingToken::new(7), FencingToken::new(9));
+        assert_eq!(ledger.withdrawn(&id, first, at(1)), None, "nothing was decided");
+        assert!(ledger.decides(&id, first, at(2)));
+        assert!(!ledger.decides(&id, first, at(3)), "the walk is repeated");
+        assert_eq!(ledger.withdrawn(&id, first, at(5)), Some(Duration::from_secs(3)));
+        assert_eq!(ledger.withdrawn(&id, first, at(6)), None);
+        assert!(ledger.routes(&id, second) && !ledger.routes(&id, second));
+        assert_eq!(ledger.withdrawn(&id, second, at(7)), None);
+        assert!(ledger.decides(&id, second, at(8)));
     }
 
     #[test]

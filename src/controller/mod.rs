@@ -55,7 +55,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    api::{ConsulLock, Phase},
+    api::ConsulLock,
     clock::Clock,
     consul::Consul,
     keeper::{Bequest, ClaimId, Jitter, Keepers},
@@ -64,9 +64,11 @@ use crate::{
 
 mod apply;
 mod cache;
+mod census;
 mod course;
 mod electorate;
 mod events;
+mod failover;
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
@@ -78,6 +80,7 @@ mod merge_patch;
 mod observe;
 mod plan;
 mod queue;
+mod reasons;
 mod recorded;
 #[cfg(test)]
 mod sample;
@@ -219,7 +222,7 @@ struct Leader<C> {
     metrics: Arc<Metrics>,
     caches: Arc<Caches>,
     keepers: Arc<Keepers<C>>,
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
     writer: Arc<Writer>,
     publisher: Publisher,
     jitter: Jitter,
@@ -249,8 +252,7 @@ impl<C: Consul> Controller<C> {
             slices: Cache::new("endpointslices", watches),
             jobs: Cache::new("jobs", watches),
         });
-        let (counted, leads) = (Arc::clone(&caches), Arc::clone(&may_act));
-        metrics.report_locks_from(move || counted.by_phase(leads()));
+        census::report(&metrics, &caches, &may_act, &clock);
         let bequeath: Bequeath = Box::new(drop);
         let jitter: Jitter = Arc::new(|| rand::random_range(0.0..1.0));
         Controller {
@@ -368,7 +370,7 @@ impl<C: Consul> Controller<C> {
             metrics: Arc::clone(&self.metrics),
             caches: Arc::clone(&self.caches),
             keepers,
-            ledger: Ledger::default(),
+            ledger: Arc::default(),
             writer,
             publisher,
             jitter: Arc::clone(&self.jitter),
@@ -400,21 +402,6 @@ impl Caches {
         services.renew();
         slices.renew();
         jobs.renew();
-    }
-
-    /// How many claims are in each phase; none while another replica speaks for them.
-    fn by_phase(&self, leads: bool) -> Vec<(&'static str, usize)> {
-        let mut counts = Phase::ALL.map(|phase| (phase.as_str(), 0));
-        if leads {
-            for claim in self.claims.all() {
-                let phase = claim.status.as_ref().and_then(|status| status.phase);
-                let name = phase.unwrap_or_default().as_str();
-                for (_, count) in counts.iter_mut().filter(|(phase, _)| *phase == name) {
-                    *count += 1;
-                }
-            }
-        }
-        counts.to_vec()
     }
 }
 

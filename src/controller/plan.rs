@@ -10,9 +10,10 @@ use super::{
     course::{Course, May, Strip, course},
     holder::SESSION_PREFIX,
     observe::{Observed, Seen},
+    reasons::Reason,
     recorded,
     tenancy::{self, Tenancy},
-    verdict::{Judgement, Reason},
+    verdict::Judgement,
 };
 use crate::{
     api::{self, ConsulLock, FINALIZER, GoDuration, Phase, SpecError},

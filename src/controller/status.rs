@@ -11,10 +11,10 @@ use super::{
     follow::Holding,
     holder,
     plan::Judged,
+    reasons::{Detail, Reason},
     recorded::{self, Followed, identity},
     verdict::{
-        Facts, Judgement, Reason, Truth, Verdict, conflict_words, unavailable_words, unreachable,
-        verdict,
+        Facts, Judgement, Truth, Verdict, conflict_words, unavailable_words, unreachable, verdict,
     },
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         HolderStatus, Mode, Phase, ROUTING_SYNCED, SessionStatus, TenureStatus,
     },
     clock::Instant,
+    election::Refusal,
     keeper::{EndedTenure, KeeperView, KeySeen, LockView, SessionHealth},
     lock::EndReason,
 };
@@ -36,6 +37,10 @@ const ADOPTION: Duration = Duration::from_secs(5);
 
 /// How long a deletion may take before the status tells of it.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// The conditions that a status may have.
+pub(super) const CONDITIONS: [&str; 6] =
+    ["Ready", "Held", "ConsulReachable", "SessionHealthy", "KeyConflict", ROUTING_SYNCED];
 
 /// Everything that a status is made of.
 pub(super) struct Report<'a> {
@@ -419,9 +424,11 @@ fn held(verdict: &Verdict) -> Statement {
 
 fn consul_reachable(facts: &Facts<'_>) -> Statement {
     let (truth, reason, message) = match facts.view {
-        None => {
-            (Truth::Unknown, "NotAsked", "nothing is asked of Consul for this claim".to_owned())
-        }
+        None => (
+            Truth::Unknown,
+            Detail::NotAsked.as_str(),
+            "nothing is asked of Consul for this claim".to_owned(),
+        ),
         Some(view) => match unreachable(view) {
             Some(trouble) => {
                 (Truth::False, Reason::ConsulUnavailable.as_str(), unavailable_words(trouble))
@@ -431,7 +438,7 @@ fn consul_reachable(facts: &Facts<'_>) -> Statement {
                 Reason::Starting.as_str(),
                 "Consul has not answered yet".to_owned(),
             ),
-            None => (Truth::True, "Answering", "Consul answers".to_owned()),
+            None => (Truth::True, Detail::Answering.as_str(), "Consul answers".to_owned()),
         },
     };
     Statement { name: "ConsulReachable", truth, reason, message }
@@ -440,24 +447,30 @@ fn consul_reachable(facts: &Facts<'_>) -> Statement {
 fn session_healthy(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
     let health = facts.view.map(|view| view.session.health);
     let (truth, reason, message) = match health {
-        Some(SessionHealth::Healthy) => (Truth::True, "Renewed", "the last renewal succeeded"),
+        Some(SessionHealth::Healthy) => {
+            (Truth::True, Detail::Renewed.as_str(), "the last renewal succeeded")
+        }
         Some(SessionHealth::Jeopardy) => (
             Truth::False,
-            "Jeopardy",
+            Detail::Jeopardy.as_str(),
             "renewals fail; the session may still be relied on, but not for long",
         ),
-        Some(SessionHealth::Lost) => {
-            (Truth::False, "Lost", "Consul ended the session, or it could not be renewed in time")
-        }
+        Some(SessionHealth::Lost) => (
+            Truth::False,
+            Detail::Lost.as_str(),
+            "Consul ended the session, or it could not be renewed in time",
+        ),
         Some(SessionHealth::Absent) | None => match verdict.phase {
-            Phase::Held => {
-                (Truth::True, "HoldsKey", "Consul shows the key held under the pod's own session")
-            }
+            Phase::Held => (
+                Truth::True,
+                Detail::HoldsKey.as_str(),
+                "Consul shows the key held under the pod's own session",
+            ),
             Phase::Unknown => {
                 (Truth::Unknown, verdict.reason.as_str(), "nobody knows how the session stands")
             }
             Phase::Pending => (Truth::Unknown, verdict.reason.as_str(), "there is no session yet"),
-            _ => (Truth::False, "NoSession", "the claim has no session"),
+            _ => (Truth::False, Detail::NoSession.as_str(), "the claim has no session"),
         },
     };
     Statement { name: "SessionHealthy", truth, reason, message: message.to_owned() }
@@ -471,8 +484,14 @@ fn key_conflict(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
         Some(_) | None if out_of_touch => {
             (Truth::Unknown, verdict.reason.as_str(), "the key cannot be read".to_owned())
         }
-        Some(KeySeen::Conflict { flags }) => (Truth::True, "FlagsDiffer", conflict_words(*flags)),
-        Some(_) => (Truth::False, "NoConflict", "the key holds a lock or nothing".to_owned()),
+        Some(KeySeen::Conflict { flags }) => {
+            (Truth::True, Detail::FlagsDiffer.as_str(), conflict_words(*flags))
+        }
+        Some(_) => (
+            Truth::False,
+            Detail::NoConflict.as_str(),
+            "the key holds a lock or nothing".to_owned(),
+        ),
         None => (Truth::Unknown, verdict.reason.as_str(), "the key was not read yet".to_owned()),
     };
     Statement { name: "KeyConflict", truth, reason, message }
@@ -481,22 +500,35 @@ fn key_conflict(facts: &Facts<'_>, verdict: &Verdict) -> Statement {
 fn routing_synced(report: &Report<'_>) -> Option<Statement> {
     let routing = report.told.routing.as_ref()?;
     let (truth, reason, message) = match (report.failed, routing) {
-        (Some(failed), _) => (Truth::False, "WriteFailed", failed_words(failed)),
+        (Some(failed), _) => (Truth::False, Detail::WriteFailed.as_str(), failed_words(failed)),
         (None, Routing::Unknown) => (
             Truth::Unknown,
-            "ServicesUnknown",
+            Detail::ServicesUnknown.as_str(),
             "Services or EndpointSlices cannot be listed".to_owned(),
         ),
-        (None, Routing::Refused(refusal)) => (Truth::False, refusal.reason(), refusal.to_string()),
-        (None, Routing::Nowhere(why)) => {
-            (Truth::True, "NoEndpoint", format!("traffic goes nowhere: {why}"))
+        (None, Routing::Refused(refusal)) => {
+            (Truth::False, refused(refusal).as_str(), refusal.to_string())
         }
-        (None, Routing::To(pod)) => (Truth::True, "Routed", format!("traffic goes to pod {pod}")),
+        (None, Routing::Nowhere(why)) => {
+            (Truth::True, Detail::NoEndpoint.as_str(), format!("traffic goes nowhere: {why}"))
+        }
+        (None, Routing::To(pod)) => {
+            (Truth::True, Detail::Routed.as_str(), format!("traffic goes to pod {pod}"))
+        }
         (None, Routing::Partly { pod, reason, lacks }) => {
-            (Truth::False, *reason, format!("pod {pod} lacks {lacks}"))
+            (Truth::False, reason.as_str(), format!("pod {pod} lacks {lacks}"))
         }
     };
     Some(Statement { name: ROUTING_SYNCED, truth, reason, message })
+}
+
+const fn refused(refusal: &Refusal) -> Detail {
+    match refusal {
+        Refusal::NoService => Detail::NoService,
+        Refusal::HasSelector => Detail::ServiceHasSelector,
+        Refusal::ExternalName => Detail::ServiceIsExternalName,
+        Refusal::Taken { .. } => Detail::ServiceServedByOthers,
+    }
 }
 
 fn failed_words(failed: &Error) -> String {

@@ -4,7 +4,7 @@
 //! [`RULES`] is the specification: the first rule that answers wins. Its reason and message go
 //! into the condition, the event and the log alike. Pure.
 
-use super::{follow::Holding, holder};
+use super::{follow::Holding, holder, reasons::Reason};
 use crate::{
     api::Phase,
     clock::Instant,
@@ -70,99 +70,6 @@ impl Judgement {
             | Judgement::GaveUp { key, .. }
             | Judgement::Allowed { key } => Some(key),
         }
-    }
-}
-
-/// Why something is said of a claim. The reasons of conditions and events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Reason {
-    /// `acquire.timeout` passed before the key was free. A change of the spec lets the claim
-    /// contend again.
-    AcquireTimeout,
-    /// Consul's ACLs forbid something that the claim needs. The message says what.
-    ConsulDenied,
-    /// Consul takes a request of ours for invalid, such as a session whose check does not pass.
-    ConsulRefused,
-    /// Consul does not answer, or has no leader. It is tried again.
-    ConsulUnavailable,
-    /// `acquire.tryOnce`, and the key was not free at the one attempt. A change of the spec lets
-    /// the claim contend again.
-    Contended,
-    /// The key is free, and the claim, or a pod of it, is about to take it.
-    Contending,
-    /// The claim is being deleted, and gives its key up first.
-    Deleting,
-    /// The session could not be renewed in time: the key may be somebody else's now.
-    Expired,
-    /// One tenure has ended, and the next is being begun.
-    HandingOver,
-    /// The key is held. Somebody asked for a handover that cannot be; the message says why.
-    HandoverRefused,
-    /// The key is held.
-    Held,
-    /// Somebody else holds the key. The message says who.
-    HeldElsewhere,
-    /// The spec means nothing. The message names the field.
-    InvalidSpec,
-    /// The key holds something that is not a lock. It is left alone.
-    KeyConflict,
-    /// The key is outside the prefixes of the claim's namespace.
-    KeyNotAllowed,
-    /// Nobody holds the key, and nobody may yet: its last holder was lost.
-    LockDelay,
-    /// Whether the key is allowed stands on the Namespace, which cannot be read.
-    NamespaceUnknown,
-    /// No pod may be elected: none matches, or none that does is Ready.
-    NoCandidate,
-    /// `spec.paused`: the claim stands by.
-    Paused,
-    /// Pods, or what else an election needs, cannot be listed.
-    PodsUnknown,
-    /// The key is being given up. The message says why.
-    Releasing,
-    /// The record of runs beside the key is no record; nothing starts until it is put right.
-    RunsUnreadable,
-    /// Consul has not said yet how the key stands.
-    Starting,
-    /// A pod holds the key itself, and has not told its fencing token yet.
-    TokenUnknown,
-}
-
-impl Reason {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Reason::AcquireTimeout => "AcquireTimeout",
-            Reason::ConsulDenied => "ConsulDenied",
-            Reason::ConsulRefused => "ConsulRefused",
-            Reason::ConsulUnavailable => "ConsulUnavailable",
-            Reason::Contended => "Contended",
-            Reason::Contending => "Contending",
-            Reason::Deleting => "Deleting",
-            Reason::Expired => "Expired",
-            Reason::HandingOver => "HandingOver",
-            Reason::HandoverRefused => "HandoverRefused",
-            Reason::Held => "Held",
-            Reason::HeldElsewhere => "HeldElsewhere",
-            Reason::InvalidSpec => "InvalidSpec",
-            Reason::KeyConflict => "KeyConflict",
-            Reason::KeyNotAllowed => "KeyNotAllowed",
-            Reason::LockDelay => "LockDelay",
-            Reason::NamespaceUnknown => "NamespaceUnknown",
-            Reason::NoCandidate => "NoCandidate",
-            Reason::Paused => "Paused",
-            Reason::PodsUnknown => "PodsUnknown",
-            Reason::Releasing => "Releasing",
-            Reason::RunsUnreadable => "RunsUnreadable",
-            Reason::Starting => "Starting",
-            Reason::TokenUnknown => "TokenUnknown",
-        }
-    }
-
-    /// The reason by which a claim gave up, of its name in a status.
-    pub(super) fn gave_up(name: &str) -> Option<Reason> {
-        [Reason::AcquireTimeout, Reason::Contended]
-            .into_iter()
-            .find(|reason| reason.as_str() == name)
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Container {
     pub running: bool,
     /// It has ended, and was not started again.
     pub terminated: bool,
+    /// When the run that ended last did so, by the clock of its node.
+    pub ended: Option<Timestamp>,
 }
 
 /// Whether a node can tell of its pods.
@@ -184,7 +186,7 @@ impl fmt::Display for Ineligible {
 }
 
 #[cfg(test)]
-pub(super) fn ready(name: &str, second: i64) -> Candidate {
+pub(crate) fn ready(name: &str, second: i64) -> Candidate {
     let since = Timestamp::from_second(1_000_000 + second).unwrap();
     Candidate {
         name: name.into(),
@@ -206,6 +208,7 @@ pub(super) fn ready(name: &str, second: i64) -> Candidate {
             restarts: 0,
             running: true,
             terminated: false,
+            ended: None,
         }],
         reach: Reach::Reachable,
     }

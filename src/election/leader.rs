@@ -89,7 +89,7 @@ mod tests {
 
     fn container(name: &str, id: Option<&str>, restarts: i32, terminated: bool) -> Container {
         let (name, id) = (name.into(), id.map(Into::into));
-        Container { name, id, restarts, running: !terminated, terminated }
+        Container { name, id, restarts, running: !terminated, terminated, ended: None }
     }
 
     fn pod(containers: &[Container]) -> Candidate {

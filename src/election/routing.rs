@@ -214,18 +214,6 @@ fn endpoint_port(port: &ServicePort, number: i32) -> EndpointPort {
     }
 }
 
-impl Refusal {
-    /// As a condition's reason.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Refusal::NoService => "NoService",
-            Refusal::HasSelector => "ServiceHasSelector",
-            Refusal::ExternalName => "ServiceIsExternalName",
-            Refusal::Taken { .. } => "ServiceServedByOthers",
-        }
-    }
-}
-
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

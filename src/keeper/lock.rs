@@ -24,6 +24,7 @@ use crate::{
         session::Loss,
     },
     names::{FencingToken, Key, SessionId},
+    telemetry::FailoverPart,
 };
 
 mod calls;
@@ -548,6 +549,7 @@ impl<C: Consul> LockKeeper<C> {
         if token(after).is_some() && token(after) != token(before) && !is_adopting(before) {
             let since_free = freed.map(|freed| now.since(freed));
             self.shared.metrics.acquired(now.since(self.contending_since), since_free);
+            self.tell_failover(before, freed, now);
         }
         if token(after).is_some() && token(before).is_none() {
             // The holder before us is of no interest any more, and its lock-delay is not ours.
@@ -569,6 +571,20 @@ impl<C: Consul> LockKeeper<C> {
             (_, State::Standby | State::Failed(_)) => self.answers.clear(),
             _ => {}
         }
+    }
+
+    /// A tenure began after another, of ours or of somebody else: which part of that took how long.
+    fn tell_failover(&self, before: State, freed: Option<Instant>, now: Instant) {
+        let (delayed, since) = match (before, freed) {
+            (State::HandingOver { since, .. }, _) => (Duration::ZERO, since),
+            (State::Acquiring(waiting) | State::Unclear(waiting), Some(freed)) => {
+                (waiting.delayed(freed, now), freed)
+            }
+            _ => return,
+        };
+        let acquiring = now.since(since).saturating_sub(delayed);
+        self.shared.metrics.failover(FailoverPart::LockDelay, delayed);
+        self.shared.metrics.failover(FailoverPart::Acquisition, acquiring);
     }
 
     fn remember(&mut self, tenure: Tenure, reason: EndReason) {

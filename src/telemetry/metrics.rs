@@ -13,17 +13,19 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
-    core::{Collector, Desc},
-    proto::{MetricFamily, MetricType},
+    GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry,
+    TextEncoder,
 };
+
+use super::make::{Census, Described, Make, Source, set};
+use crate::lock::EndReason;
 
 /// From a call within one machine to a blocking query that ran its full minute.
 const CALL_SECONDS: &[f64] = &[
@@ -34,24 +36,6 @@ const WAIT_SECONDS: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0,
     43200.0,
 ];
-
-/// Asked at each scrape.
-type Asked<T> = Arc<dyn Fn() -> T + Send + Sync>;
-/// Who answers, once somebody does.
-type Source<T> = Arc<RwLock<Option<Asked<T>>>>;
-
-/// What a metric is, for the reference.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Described {
-    /// Its name.
-    pub name: String,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// What its series differ by.
-    pub labels: Vec<String>,
-    /// What it tells.
-    pub help: String,
-}
 
 /// Every metric of the process, and the registry they are served from.
 pub struct Metrics {
@@ -68,7 +52,13 @@ pub struct Metrics {
     reconcile_duration: Histogram,
     reconcile_errors: IntCounterVec,
     watch_errors: IntCounterVec,
-    locks: Source<Vec<(&'static str, usize)>>,
+    failover: HistogramVec,
+    locks: Source<Census<1>>,
+    sessions: Source<Census<1>>,
+    conditions: Source<Census<2>>,
+    reasons: Source<Census<1>>,
+    unheld: Source<f64>,
+    busiest: Source<usize>,
     tightest: Source<Option<f64>>,
     leader: Source<bool>,
     per_claim: Option<PerClaim>,
@@ -78,6 +68,57 @@ pub struct Metrics {
 struct PerClaim {
     held: IntGaugeVec,
     token: GaugeVec,
+    holder: IntGaugeVec,
+    /// Who is shown as holder, by namespace and name: what is gone has to be named to be removed.
+    holders: Mutex<HashMap<[String; 2], ClaimHolder>>,
+}
+
+/// Who holds a claim's key, and in which cluster, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HolderLabels<'a> {
+    /// As in `status.holder.identity`.
+    pub identity: &'a str,
+    /// As in `status.holder.cluster`; empty if it is not known.
+    pub cluster: &'a str,
+}
+
+type ClaimHolder = [String; 2];
+
+/// A part of the time from a holder's end to traffic at the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverPart {
+    /// From what went wrong with the elected pod to the decision that another follows.
+    Detection,
+    /// From there until its endpoint and label are gone.
+    Withdrawal,
+    /// In which Consul gives the free key to nobody.
+    LockDelay,
+    /// From there, or from the withdrawal, to holding the key.
+    Acquisition,
+    /// From there to the endpoint of the new holder.
+    Routing,
+}
+
+impl FailoverPart {
+    /// Every part, in the order of time.
+    pub const ALL: [FailoverPart; 5] = [
+        FailoverPart::Detection,
+        FailoverPart::Withdrawal,
+        FailoverPart::LockDelay,
+        FailoverPart::Acquisition,
+        FailoverPart::Routing,
+    ];
+
+    /// As a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FailoverPart::Detection => "detection",
+            FailoverPart::Withdrawal => "withdrawal",
+            FailoverPart::LockDelay => "lock_delay",
+            FailoverPart::Acquisition => "acquisition",
+            FailoverPart::Routing => "routing",
+        }
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -128,6 +169,7 @@ impl Metrics {
                 "consul_request_duration_seconds",
                 "How long a request to Consul took; of blocking queries, the wait included.",
                 &["operation"],
+                CALL_SECONDS,
             ),
             reconcile_duration: make.histogram(
                 "reconcile_duration_seconds",
@@ -144,7 +186,41 @@ impl Metrics {
                 "Errors of the watches on the Kubernetes API, by resource.",
                 &["resource"],
             ),
-            locks: make.asked_by_label("locks", "Claims, by phase.", "phase"),
+            failover: make.histograms(
+                "failover_seconds",
+                "How long a change of holder took, by part: detection, withdrawal, lock_delay, \
+                 acquisition, routing.",
+                &["part"],
+                WAIT_SECONDS,
+            ),
+            locks: make.asked_by_labels("locks", "Claims, by phase.", ["phase"]),
+            sessions: make.asked_by_labels(
+                "sessions",
+                "Claims with a session, by what their status says of its health.",
+                ["health"],
+            ),
+            conditions: make.asked_by_labels(
+                "conditions",
+                "Claims, by condition and its status.",
+                ["condition", "status"],
+            ),
+            reasons: make.asked_by_labels(
+                "reasons",
+                "Claims, by the reason of their Ready condition.",
+                ["reason"],
+            ),
+            unheld: make.asked(
+                "unheld_seconds",
+                "Of the claims that contend for a key that nobody holds: for how long that has \
+                 been so at most. 0 if there is none.",
+                Some,
+            ),
+            busiest: make.asked(
+                "busiest_claim_tenures",
+                "The most tenures of one claim that ended within fifteen minutes, and neither by \
+                 its wish nor with their work; a status remembers ten.",
+                |most: usize| Some(most as f64),
+            ),
             tightest: make.asked(
                 "session_valid_seconds",
                 "Until the session that ends soonest may no longer be relied on. Absent without \
@@ -167,11 +243,24 @@ impl Metrics {
                     "The fencing token of the claim's present tenure.",
                     &["namespace", "name"],
                 ),
+                holder: make.int_gauges(
+                    "claim_holder",
+                    "1: who holds the claim's key, as its status says.",
+                    &["namespace", "name", "holder", "cluster"],
+                ),
+                holders: Mutex::default(),
             }),
             registry: make.build_info().process().0.clone(),
             described: make.1.into_inner(),
         };
         metrics.report_leader_from(|| false);
+        // There from the start: of a series that begins with 1 Prometheus sees no increase.
+        for part in FailoverPart::ALL {
+            drop(metrics.failover.with_label_values(&[part.as_str()]));
+        }
+        for reason in EndReason::ALL.into_iter().filter(|reason| !reason.is_clean()) {
+            drop(metrics.losses.with_label_values(&[reason.as_str()]));
+        }
         Arc::new(metrics)
     }
 
@@ -188,6 +277,11 @@ impl Metrics {
         if let Some(since_free) = since_free {
             self.handover.observe(since_free.as_secs_f64());
         }
+    }
+
+    /// A part of a change of holder took so long.
+    pub fn failover(&self, part: FailoverPart, took: Duration) {
+        self.failover.with_label_values(&[part.as_str()]).observe(took.as_secs_f64());
     }
 
     /// A tenure ended that should have gone on.
@@ -224,11 +318,35 @@ impl Metrics {
 
     /// From now on `count` answers how many claims there are in each phase. It should name every
     /// phase, also those with none; it runs at each scrape.
-    pub fn report_locks_from(
-        &self,
-        count: impl Fn() -> Vec<(&'static str, usize)> + Send + Sync + 'static,
-    ) {
+    pub fn report_locks_from(&self, count: impl Fn() -> Census<1> + Send + Sync + 'static) {
         set(&self.locks, count);
+    }
+
+    /// The same of the health of sessions.
+    pub fn report_sessions_from(&self, count: impl Fn() -> Census<1> + Send + Sync + 'static) {
+        set(&self.sessions, count);
+    }
+
+    /// The same of conditions, each with its name and status.
+    pub fn report_conditions_from(&self, count: impl Fn() -> Census<2> + Send + Sync + 'static) {
+        set(&self.conditions, count);
+    }
+
+    /// The same of the reasons of the Ready condition.
+    pub fn report_reasons_from(&self, count: impl Fn() -> Census<1> + Send + Sync + 'static) {
+        set(&self.reasons, count);
+    }
+
+    /// From now on `longest` answers for how many seconds a claim has contended at most for a key
+    /// that nobody holds. It runs at each scrape.
+    pub fn report_unheld_from(&self, longest: impl Fn() -> f64 + Send + Sync + 'static) {
+        set(&self.unheld, longest);
+    }
+
+    /// From now on `most` answers how many tenures of one claim ended lately. It runs at each
+    /// scrape.
+    pub fn report_busiest_from(&self, most: impl Fn() -> usize + Send + Sync + 'static) {
+        set(&self.busiest, most);
     }
 
     /// From now on `left` answers for how many seconds the session that ends soonest may still be
@@ -242,8 +360,15 @@ impl Metrics {
         set(&self.leader, leads);
     }
 
-    /// Per-claim series: where the claim stands now. Does nothing unless they were asked for.
-    pub fn claim_stands(&self, namespace: &str, name: &str, token: Option<u64>) {
+    /// Per-claim series: where the claim stands now, and who holds its key. Does nothing unless they
+    /// were asked for.
+    pub fn claim_stands(
+        &self,
+        namespace: &str,
+        name: &str,
+        token: Option<u64>,
+        holder: Option<HolderLabels<'_>>,
+    ) {
         let Some(per_claim) = &self.per_claim else {
             return;
         };
@@ -255,6 +380,7 @@ impl Metrics {
             Some(token) => per_claim.token.with_label_values(&labels).set(token as f64),
             None => drop(per_claim.token.remove_label_values(&labels)),
         }
+        per_claim.show_holder(labels, holder);
     }
 
     /// Per-claim series: the claim is gone, and its series with it.
@@ -263,6 +389,7 @@ impl Metrics {
             // An error says that there was no such series, which is what is wanted.
             drop(per_claim.held.remove_label_values(&[namespace, name]));
             drop(per_claim.token.remove_label_values(&[namespace, name]));
+            per_claim.show_holder([namespace, name], None);
         }
     }
 
@@ -271,6 +398,8 @@ impl Metrics {
         if let Some(per_claim) = &self.per_claim {
             per_claim.held.reset();
             per_claim.token.reset();
+            per_claim.holder.reset();
+            per_claim.holders().clear();
         }
     }
 
@@ -285,159 +414,28 @@ impl Metrics {
     }
 }
 
-fn set<T>(source: &Source<T>, ask: impl Fn() -> T + Send + Sync + 'static) {
-    *source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ask));
-}
-
-/// Makes and registers metrics. Names and labels are literals of this file and tested below, so
-/// nothing here can fail at run time.
-struct Make(Registry, RefCell<Vec<Described>>);
-
-const LITERAL: &str = "names and labels are valid and registered once; the tests build them all";
-
-fn opts(name: &str, help: &str) -> Opts {
-    // The prefix is not the registry's, which would rename the process_* metrics as well.
-    Opts::new(format!("consul_lock_{name}"), help)
-}
-
-impl Make {
-    fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let made = made.expect(LITERAL);
-        self.describe(&made);
-        self.0.register(Box::new(made.clone())).expect(LITERAL);
-        made
-    }
-
-    fn describe(&self, made: &impl Collector) {
-        let kind = match made.collect().first().map(MetricFamily::get_field_type) {
-            Some(MetricType::COUNTER) => "counter",
-            Some(MetricType::HISTOGRAM) => "histogram",
-            _ => "gauge",
+impl PerClaim {
+    /// There is one series for each claim that has a holder.
+    fn show_holder(&self, claim: [&str; 2], holder: Option<HolderLabels<'_>>) {
+        let [namespace, name] = claim;
+        let mut holders = self.holders();
+        let now = holder.map(|holder| [holder.identity, holder.cluster].map(str::to_owned));
+        let key = claim.map(str::to_owned);
+        let before = match now.clone() {
+            Some(now) => holders.insert(key, now),
+            None => holders.remove(&key),
         };
-        let described = made.desc().into_iter().map(|desc| Described {
-            name: desc.fq_name.clone(),
-            kind,
-            labels: [
-                desc.variable_labels.clone(),
-                desc.const_label_pairs.iter().map(|label| label.name().to_owned()).collect(),
-            ]
-            .concat(),
-            help: desc.help.clone(),
-        });
-        self.1.borrow_mut().extend(described);
+        if let Some([identity, cluster]) = before.filter(|before| Some(before) != now.as_ref()) {
+            drop(self.holder.remove_label_values(&[namespace, name, &identity, &cluster]));
+        }
+        if let Some([identity, cluster]) = now {
+            self.holder.with_label_values(&[namespace, name, &identity, &cluster]).set(1);
+        }
     }
 
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(IntCounter::with_opts(opts(name, help)))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.register(IntCounterVec::new(opts(name, help), labels))
-    }
-
-    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.register(IntGaugeVec::new(opts(name, help), labels))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.register(GaugeVec::new(opts(name, help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
-        self.register(Histogram::with_opts(opts))
-    }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-        let opts = HistogramOpts::from(opts(name, help)).buckets(CALL_SECONDS.to_vec());
-        self.register(HistogramVec::new(opts, labels))
-    }
-
-    /// A gauge that is asked for at each scrape, and absent where `value` says `None`.
-    fn asked<T: 'static>(&self, name: &str, help: &str, value: fn(T) -> Option<f64>) -> Source<T> {
-        let source = Source::default();
-        let gauge = Gauge::with_opts(opts(name, help)).expect(LITERAL);
-        self.describe(&gauge);
-        let asked = AtScrape {
-            source: Arc::clone(&source),
-            desc: gauge.desc().into_iter().cloned().collect(),
-            collect: Box::new(move |answer| {
-                value(answer).map_or_else(Vec::new, |value| {
-                    gauge.set(value);
-                    gauge.collect()
-                })
-            }),
-        };
-        self.0.register(Box::new(asked)).expect(LITERAL);
-        source
-    }
-
-    /// The same with one label; each answer names its values.
-    fn asked_by_label(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-    ) -> Source<Vec<(&'static str, usize)>> {
-        let source = Source::default();
-        let gauges = IntGaugeVec::new(opts(name, help), &[label]).expect(LITERAL);
-        self.describe(&gauges);
-        let asked = AtScrape {
-            source: Arc::clone(&source),
-            desc: gauges.desc().into_iter().cloned().collect(),
-            collect: Box::new(move |answer: Vec<(&'static str, usize)>| {
-                for (label, count) in answer {
-                    let count = i64::try_from(count).unwrap_or(i64::MAX);
-                    gauges.with_label_values(&[label]).set(count);
-                }
-                gauges.collect()
-            }),
-        };
-        self.0.register(Box::new(asked)).expect(LITERAL);
-        source
-    }
-
-    fn build_info(&self) -> &Make {
-        let labels = opts("build_info", "Always 1; what was built is in the labels.")
-            .const_label("version", env!("CARGO_PKG_VERSION"))
-            .const_label("profile", profile());
-        self.register(IntGauge::with_opts(labels)).set(1);
-        self
-    }
-
-    #[cfg(target_os = "linux")]
-    fn process(&self) -> &Make {
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.0.register(Box::new(process)).expect(LITERAL);
-        self
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn process(&self) -> &Make {
-        self
-    }
-}
-
-const fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "debug" } else { "release" }
-}
-
-/// A collector that asks instead of remembering.
-struct AtScrape<T> {
-    source: Source<T>,
-    desc: Vec<Desc>,
-    collect: Box<dyn Fn(T) -> Vec<MetricFamily> + Send + Sync>,
-}
-
-impl<T> Collector for AtScrape<T> {
-    fn desc(&self) -> Vec<&Desc> {
-        self.desc.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        // Cloned out of the lock, so that a slow answer does not keep others from being set.
-        let ask = self.source.read().unwrap_or_else(PoisonError::into_inner).clone();
-        ask.map_or_else(Vec::new, |ask| (self.collect)(ask()))
+    fn holders(&self) -> MutexGuard<'_, HashMap<[String; 2], ClaimHolder>> {
+        // What is written is written at once.
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -451,6 +449,10 @@ mod tests {
     fn assert_line(metrics: &Metrics, line: &str) {
         let text = metrics.render();
         assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");
+    }
+
+    fn holder(identity: &str) -> Option<HolderLabels<'_>> {
+        Some(HolderLabels { identity, cluster: "eu" })
     }
 
     fn samples(metrics: &Metrics) -> usize {
@@ -470,6 +472,7 @@ mod tests {
         metrics.reconciled(2 * MS);
         metrics.reconcile_failed("Denied");
         metrics.watch_failed("namespaces");
+        metrics.failover(FailoverPart::Acquisition, 20 * MS);
         for line in [
             "consul_lock_acquisitions_total 2",
             "consul_lock_time_to_acquire_seconds_count 2",
@@ -484,6 +487,8 @@ mod tests {
             "consul_lock_reconcile_duration_seconds_count 1",
             "consul_lock_reconcile_errors_total{class=\"Denied\"} 1",
             "consul_lock_watch_errors_total{resource=\"namespaces\"} 1",
+            "consul_lock_failover_seconds_bucket{part=\"acquisition\",le=\"0.025\"} 1",
+            "consul_lock_failover_seconds_count{part=\"routing\"} 0",
         ] {
             assert_line(&metrics, line);
         }
@@ -499,13 +504,25 @@ mod tests {
         let held = Arc::new(AtomicUsize::new(3));
         let seen = Arc::clone(&held);
         metrics.report_leader_from(|| true);
-        metrics
-            .report_locks_from(move || vec![("Held", seen.load(Ordering::Relaxed)), ("Failed", 0)]);
+        metrics.report_locks_from(move || {
+            vec![(["Held"], seen.load(Ordering::Relaxed)), (["Failed"], 0)]
+        });
+        metrics.report_sessions_from(|| vec![(["Jeopardy"], 2)]);
+        metrics.report_conditions_from(|| vec![(["RoutingSynced", "False"], 4)]);
+        metrics.report_reasons_from(|| vec![(["KeyConflict"], 5)]);
+        metrics.report_unheld_from(|| 61.5);
+        metrics.report_busiest_from(|| 6);
         metrics.report_tightest_from(|| Some(7.5));
         assert_line(&metrics, "consul_lock_leader 1");
         assert_line(&metrics, "consul_lock_locks{phase=\"Held\"} 3");
         assert_line(&metrics, "consul_lock_locks{phase=\"Failed\"} 0");
         assert_line(&metrics, "consul_lock_session_valid_seconds 7.5");
+        assert_line(&metrics, "consul_lock_sessions{health=\"Jeopardy\"} 2");
+        let routing = "consul_lock_conditions{condition=\"RoutingSynced\",status=\"False\"} 4";
+        assert_line(&metrics, routing);
+        assert_line(&metrics, "consul_lock_reasons{reason=\"KeyConflict\"} 5");
+        assert_line(&metrics, "consul_lock_unheld_seconds 61.5");
+        assert_line(&metrics, "consul_lock_busiest_claim_tenures 6");
 
         held.store(2, Ordering::Relaxed);
         metrics.report_tightest_from(|| None);
@@ -518,30 +535,43 @@ mod tests {
         let (plain, detailed) = (Metrics::new(false), Metrics::new(true));
         let before = (samples(&plain), samples(&detailed));
         for claim in 0..50 {
-            plain.claim_stands("shop", &format!("claim-{claim}"), Some(7));
-            detailed.claim_stands("shop", &format!("claim-{claim}"), Some(7));
+            for tenure in 0..3 {
+                let (name, pod) = (format!("claim-{claim}"), format!("shop/pod-{tenure}"));
+                plain.claim_stands("shop", &name, Some(7 + tenure), holder(&pod));
+                detailed.claim_stands("shop", &name, Some(7 + tenure), holder(&pod));
+            }
         }
         assert_eq!(samples(&plain), before.0);
-        assert_eq!(samples(&detailed), before.1 + 100);
+        assert_eq!(samples(&detailed), before.1 + 150, "whoever held a key before is gone");
     }
 
     #[test]
     fn series_of_a_claim_follow_its_tenure_and_go_with_it() {
         let metrics = Metrics::new(true);
-        metrics.claim_stands("shop", "billing", Some(42));
+        metrics.claim_stands("shop", "billing", Some(42), holder("shop/billing-a"));
         let held = "consul_lock_claim_held{name=\"billing\",namespace=\"shop\"}";
         let token = "consul_lock_claim_fencing_token{name=\"billing\",namespace=\"shop\"}";
         assert_line(&metrics, &format!("{held} 1"));
         assert_line(&metrics, &format!("{token} 42"));
+        let shown = |who| {
+            format!(
+                "claim_holder{{cluster=\"eu\",holder=\"{who}\",name=\"billing\",namespace=\"shop\"}} 1"
+            )
+        };
+        assert!(metrics.render().contains(&shown("shop/billing-a")));
+        metrics.claim_stands("shop", "billing", Some(43), holder("shop/billing-b"));
+        assert!(metrics.render().contains(&shown("shop/billing-b")));
+        assert!(!metrics.render().contains("billing-a"));
 
-        metrics.claim_stands("shop", "billing", None);
+        metrics.claim_stands("shop", "billing", None, None);
+        assert!(!metrics.render().contains("billing-b"));
         assert_line(&metrics, &format!("{held} 0"));
         assert!(!metrics.render().contains(token));
 
         metrics.claim_gone("shop", "billing");
         assert!(!metrics.render().contains("billing"));
 
-        metrics.claim_stands("shop", "nightly", Some(43));
+        metrics.claim_stands("shop", "nightly", Some(43), holder("shop/nightly"));
         metrics.all_claims_gone();
         assert!(!metrics.render().contains("nightly"));
     }

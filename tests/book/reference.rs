@@ -219,6 +219,9 @@ fn reasons() -> String {
 #[test]
 fn every_reason_that_the_controller_can_give_is_explained() {
     let page = read("docs/src/reference/status.md") + &read("docs/src/reference/events.md");
+    for (name, _) in variants("src/controller", "Detail") {
+        assert!(page.contains(&format!("`{name}`")), "{name} is in no page of the reference");
+    }
     let mut files = Vec::new();
     for folder in ["src/controller", "src/election", "src/lock"] {
         below(&root().join(folder), "rs", &mut files);

@@ -28,7 +28,6 @@ use crate::{
         cache::{Cache, Cached},
         events::Publisher,
         kinds::{Node, Pod},
-        ledger::Ledger,
         observe::observe,
         plan::plan,
         sample::config,
@@ -111,7 +110,7 @@ impl Walker {
             caches: Arc::new(caches),
             keepers: Arc::new(keepers),
             jitter: Arc::new(|| 0.5),
-            ledger: Ledger::default(),
+            ledger: Arc::default(),
             writer,
             publisher,
         };

@@ -44,6 +44,7 @@ fn candidate(pod: &str) -> Candidate {
             restarts: 0,
             running: true,
             terminated: false,
+            ended: None,
         }],
         reach: Reach::Reachable,
     }

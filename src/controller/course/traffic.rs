@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use super::{Advance, Retreat, Routing, outgoing};
 use crate::{
     api::{self, ConsulLock},
-    controller::observe::Seen,
+    controller::{observe::Seen, reasons::Detail},
     election::{self, Leader, Present, SLICE_TOKEN_ANNOTATION, Slices},
 };
 
@@ -128,7 +128,7 @@ fn told(made: &Slices, pod: &Arc<str>) -> Routing {
         true => Routing::To(Arc::clone(pod)),
         false => Routing::Partly {
             pod: Arc::clone(pod),
-            reason: if ports.is_empty() { "PodLacksAddress" } else { "PodLacksPort" },
+            reason: if ports.is_empty() { Detail::PodLacksAddress } else { Detail::PodLacksPort },
             lacks: lacks.join(" and "),
         },
     }

@@ -587,7 +587,7 @@ fn a_change_of_leader_is_told_only_if_it_takes_long() {
 fn every_way_of_routing_has_its_reason() {
     use crate::election::Refusal;
     let lacks = "a container port named web".to_owned();
-    let partly = Routing::Partly { pod: "a".into(), reason: "PodLacksPort", lacks };
+    let partly = Routing::Partly { pod: "a".into(), reason: Detail::PodLacksPort, lacks };
     let taken = Refusal::Taken { slice: "theirs".to_owned() };
     for (routing, truth, reason, part) in [
         (Routing::To("a".into()), "True", "Routed", "traffic goes to pod a"),

@@ -84,6 +84,16 @@ pub struct Waiting {
     pub races_lost: u32,
 }
 
+impl Waiting {
+    /// For how much of the time since the key was `freed` a lock-delay has kept everybody from it.
+    pub fn delayed(self, freed: Instant, now: Instant) -> Duration {
+        match self.delay {
+            None => Duration::ZERO,
+            Some(end) => end.unwrap_or(now).min(now).since(freed),
+        }
+    }
+}
+
 /// Where a lock stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -71,11 +71,11 @@ fn what_the_pod_lacks_is_told_and_the_rest_is_routed() {
     let course = course_of(led);
     let lacks = "a container port named web".to_owned();
     let partly = |reason, lacks| Some(Routing::Partly { pod: "a".into(), reason, lacks });
-    assert_eq!(course.told.routing, partly("PodLacksPort", lacks));
+    assert_eq!(course.told.routing, partly(Detail::PodLacksPort, lacks));
     assert_eq!(course.advance[0].slice.endpoints.len(), 1);
     let mut led = scene(held(Some("a")), vec![candidate("a")]);
     led.backend.as_mut().unwrap().addresses = vec!["fd00::7".parse().unwrap()];
     let lacks = "an address of IPv4".to_owned();
     let told = course_of(led).told.routing;
-    assert_eq!(told, partly("PodLacksAddress", lacks));
+    assert_eq!(told, partly(Detail::PodLacksAddress, lacks));
 }
