@@ -1,11 +1,12 @@
 //! Starts the real servers that tests, the demo and benchmarks talk to: a Consul or three of
-//! them, a Kubernetes control plane or a whole cluster with a kubelet, a PostgreSQL, and a proxy that
-//! misbehaves on demand. For simulations there is an API server in memory ([`fake_api`]).
+//! them, a Kubernetes control plane or a whole cluster with a kubelet, a PostgreSQL, a Prometheus, and a
+//! proxy that misbehaves on demand. For simulations there is an API server in memory ([`fake_api`]).
 //!
 //! What it promises:
 //!
 //! * Servers are ordinary processes: no root, no containers, but for [`Cluster`] and [`Island`]. They come from
-//!   PATH or are built from `tools/` ([`tools`]); PostgreSQL is Debian's ([`Postgres`]).
+//!   PATH or are built from `tools/` ([`tools`]); PostgreSQL ([`Postgres`]) and Prometheus ([`Prometheus`]) are
+//!   Debian's.
 //! * Ports are random and folders short-lived, so that tests run in parallel.
 //! * Every wait has a deadline ([`wait_for`]), and what did not come up shows the end of its log.
 //! * Nothing outlives the process that started it, however that ends ([`mod@reaper`]).
@@ -26,9 +27,11 @@ mod helm;
 mod http;
 mod image;
 mod node;
+mod optional;
 mod ports;
 mod postgres;
 mod process;
+mod prometheus;
 mod proxy;
 mod replica;
 mod run;
@@ -50,6 +53,7 @@ pub use node::{Cluster, Island, PodCut};
 pub use ports::Port;
 pub use postgres::{Database, Postgres};
 pub use process::{BedError, Recipe, Server};
+pub use prometheus::Prometheus;
 pub use proxy::{Answer, Fault, Proxy};
 pub use replica::replica;
 pub use run::run;

@@ -60,6 +60,9 @@ fn tools() -> Result<(), ToolError> {
     find(Tool::SERVERS)?;
     find(Tool::TESTS)?;
     find(Tool::EXAMPLES)?;
+    for definition in testbed::tools::prometheus_operator_definitions()? {
+        println!("{:<24} {}", "definition", definition.display());
+    }
     match Cluster::why_not() {
         None => find(Tool::NODE),
         Some(why) => {
@@ -74,7 +77,11 @@ fn render() -> Result<(), BedError> {
     let values = json!({
         "image": {"digest": format!("sha256:{}", "0".repeat(64))},
         "admissionPolicy": {"enabled": true},
-        "metrics": {"serviceMonitor": {"enabled": true}},
+        "metrics": {
+            "serviceMonitor": {"enabled": true},
+            "prometheusRule": {"enabled": true},
+            "dashboard": {"enabled": true},
+        },
     });
     let args = ["template", "consul-lock", "--namespace", "consul-lock"];
     print!("{}", Helm::new(Path::new("/nowhere"))?.with_chart(&args, &values)?);

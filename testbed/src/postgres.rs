@@ -14,11 +14,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::folder::Folder;
+use crate::optional;
 use crate::ports::Port;
 use crate::process::{BedError, GRACE, Recipe, Server, with_free_ports};
 use crate::run::run;
 use crate::tools::on_path;
-use crate::wait::say;
 
 /// `required` makes [`Postgres::why_not`] a failure rather than a reason to skip; `skip` is such a
 /// reason by itself.
@@ -64,13 +64,7 @@ impl Postgres {
     /// None can run here, and `TESTBED_POSTGRES` says `required`: skipping is not wanted.
     #[must_use]
     pub fn why_not() -> Option<String> {
-        let wish = std::env::var(WISH).unwrap_or_default();
-        if wish == "skip" {
-            return Some(format!("{WISH}={wish}"));
-        }
-        let why = programs().err()?;
-        assert!(wish != "required", "{WISH}=required, but {why}");
-        Some(why)
+        optional::why_not(WISH, programs())
     }
 
     /// Whether none can run here, so that a test has to be skipped; says so, and why.
@@ -79,12 +73,7 @@ impl Postgres {
     /// As [`Postgres::why_not`].
     #[must_use]
     pub fn skips() -> bool {
-        let why = Postgres::why_not();
-        if let Some(why) = &why {
-            let test = std::thread::current();
-            say(format!("SKIPPED: {}: {why}", test.name().unwrap_or("a test")));
-        }
-        why.is_some()
+        optional::skips(Postgres::why_not())
     }
 
     /// Starts one, and waits until it takes connections.

@@ -28,9 +28,16 @@ fn everything() -> Value {
         },
         "image": {"digest": format!("sha256:{}", "0".repeat(64)), "pullSecrets": ["registry"]},
         "clusterName": "eu-1",
-        "metrics": {"serviceMonitor": {
-            "enabled": true, "interval": "30s", "labels": {"release": "prometheus"},
-        }},
+        "metrics": {
+            "serviceMonitor": {
+                "enabled": true, "interval": "30s", "labels": {"release": "prometheus"},
+            },
+            "prometheusRule": {
+                "enabled": true, "labels": {"release": "prometheus"},
+                "runbook": "https://docs/runbook.html",
+            },
+            "dashboard": {"enabled": true, "annotations": {"grafana_folder": "Consul"}},
+        },
         "serviceAccount": {"annotations": {"a/b": "c"}},
         "admissionPolicy": {"enabled": true},
         "networkPolicy": {
@@ -53,7 +60,7 @@ fn everything() -> Value {
 }
 
 /// What the chart renders for a release in a namespace.
-fn render(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
+pub(crate) fn render(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     let helm = Helm::new(Path::new("/nowhere")).unwrap();
     let args = ["template", "locks", "--namespace", namespace];
     let rendered = helm.with_chart(&args, values).map_err(|error| error.to_string())?;
@@ -63,7 +70,7 @@ fn render(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     Ok(documents.filter(|one| !one.is_null()).collect())
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub(crate) fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
@@ -155,14 +162,42 @@ async fn the_api_server_takes_what_the_chart_renders_to_the_last_field() {
     let restricted = "pod-security.kubernetes.io/enforce=restricted";
     let label = ["label", "namespace", &namespace, restricted];
     run(&mut control_plane().kubectl(label).unwrap(), PATIENCE).unwrap();
+    install_prometheus_operator_definitions();
     for values in [json!({}), everything(), confined] {
-        let mut objects = render(&namespace, &values).unwrap();
+        let objects = render(&namespace, &values).unwrap();
         // A pod is refused without it.
         kubectl(&["apply"], &[of_kind(&objects, "ServiceAccount")[0].clone()]).unwrap();
-        // Its definition is the Prometheus Operator's.
-        objects.retain(|object| object["kind"] != "ServiceMonitor");
         let args = ["apply", "--dry-run=server", "--validate=strict"];
         kubectl(&args, &objects).unwrap_or_else(|error| panic!("{values}: {error}"));
+    }
+}
+
+/// Makes ServiceMonitor and PrometheusRule known to the shared control plane, as the Prometheus Operator
+/// defines them.
+fn install_prometheus_operator_definitions() {
+    for file in testbed::tools::prometheus_operator_definitions().unwrap() {
+        let mut command = control_plane().kubectl(["apply", "--server-side", "-f"]).unwrap();
+        run(command.arg(file), PATIENCE).unwrap();
+    }
+    let of = |kind: &str| format!("customresourcedefinition/{kind}.monitoring.coreos.com");
+    let established = ["wait", "--for=condition=Established", "--timeout=30s"];
+    let mut command = control_plane().kubectl(established).unwrap();
+    run(command.args([of("servicemonitors"), of("prometheusrules")]), PATIENCE).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_the_prometheus_operator_does_not_know_would_be_noticed() {
+    let site = Site::new("operator").await;
+    install_prometheus_operator_definitions();
+    let objects = render(&site.namespace, &everything()).unwrap();
+    let args = ["apply", "--dry-run=server", "--validate=strict"];
+    for (kind, list) in [("ServiceMonitor", "/spec/endpoints"), ("PrometheusRule", "/spec/groups")]
+    {
+        let mut object = of_kind(&objects, kind)[0].clone();
+        kubectl(&args, std::slice::from_ref(&object)).unwrap();
+        object.pointer_mut(list).unwrap()[0]["intervall"] = json!("30s");
+        let said = kubectl(&args, &[object]).unwrap_err();
+        assert!(said.contains("intervall"), "{said}");
     }
 }
 

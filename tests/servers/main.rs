@@ -37,6 +37,7 @@ mod kubectl;
 mod kubectl_doctor;
 mod kubectl_release;
 mod library;
+mod monitoring;
 mod pods;
 mod process;
 mod replicas;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use consul_lock::api::ConsulLock;
+use consul_lock::{api::ConsulLock, clock::Clock};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Node, Pod, Service, ServiceAccount},
@@ -365,7 +365,8 @@ pub(crate) fn running(name: &str, pod: &str, restarts: i32) -> Value {
 
 /// A container that has ended and is not started again.
 pub(crate) fn ended(name: &str, pod: &str) -> Value {
-    let terminated = json!({ "exitCode": 137, "containerID": id(name, pod, 0) });
+    let now = Clock::boot().wall().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let terminated = json!({ "exitCode": 137, "containerID": id(name, pod, 0), "finishedAt": now });
     container(name, pod, 0, json!({ "terminated": terminated }))
 }
 

@@ -155,9 +155,11 @@ impl Site {
             format!("--cluster-name={}", self.cluster()),
             format!("--key-prefix={}", self.cluster()),
         ];
+        let name = |flag: &str| flag.split('=').next().map(str::to_owned);
+        let own = own.into_iter().filter(|own| !flags.iter().any(|flag| name(flag) == name(own)));
         let log = flags.iter().find(|flag| flag.starts_with("--log="));
         let log = log.is_none().then(|| "--log=info,consul_lock=debug".to_owned());
-        let flags = own.into_iter().chain(log).chain(flags.iter().map(ToString::to_string));
+        let flags = own.chain(log).chain(flags.iter().map(ToString::to_string));
         let program = env!("CARGO_BIN_EXE_consul-lock");
         let mut recipe =
             testbed::replica(program, &self.kubeconfig, admin.address(), &folder, flags);
@@ -354,6 +356,16 @@ impl Stranger {
 }
 
 impl Replica {
+    /// Where its metrics are.
+    pub(crate) fn admin_address(&self) -> std::net::SocketAddr {
+        self.admin.address()
+    }
+
+    /// Its folder, which goes when it does.
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
     /// What the admin port says on `path`, if it answers.
     pub(crate) fn get(&self, path: &str) -> Option<testbed::Reply> {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.admin.number()));

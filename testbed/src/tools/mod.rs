@@ -5,6 +5,7 @@
 //! otherwise it is built now, which takes minutes and says so.
 
 mod build;
+mod definitions;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,6 +16,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::wait::{TimedOut, wait_for};
+
+pub use definitions::prometheus_operator_definitions;
 
 /// How long a program may take to say its version.
 const VERSION_PATIENCE: Duration = Duration::from_secs(20);
