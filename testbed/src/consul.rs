@@ -228,6 +228,12 @@ impl Consul {
         env
     }
 
+    /// Where one that is [persistent](ConsulConfig::persistent) keeps its data.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// The stock command line against this Consul: `consul.cli(["kv", "get", "key"])`.
     ///
     /// # Errors

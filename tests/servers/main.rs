@@ -17,6 +17,7 @@ mod consul_faults;
 mod consul_login;
 mod consul_wire;
 mod corpus;
+mod disasters;
 mod elections;
 mod elections_changes;
 mod elections_faults;
