@@ -251,6 +251,10 @@ fn judge(seen: &Seen, config: &Config) -> Judged {
         }
     };
     judged.settings = Some(settings);
+    if let Some(from) = moves_from(seen, &key, config) {
+        judged.judgement = Judgement::Moving { from };
+        return judged;
+    }
     let in_namespace = claim.namespace().unwrap_or_default();
     let (tenancy, malformed) = tenancy::judge(&key, &in_namespace, &config.key_prefix, namespace);
     judged.malformed = malformed;
@@ -269,6 +273,15 @@ fn judge(seen: &Seen, config: &Config) -> Judged {
         Tenancy::Unknown => Judgement::Undecided { key },
     };
     judged
+}
+
+/// The key that the recorded session is for, if it is not the claim's any more: the controller was told
+/// another prefix. Adopted for the new key, the session would be renewed and hold the old one for ever.
+fn moves_from(seen: &Seen, key: &Key, config: &Config) -> Option<Key> {
+    let has_to_be_given_up = matches!(seen.stop, None | Some(StopState::Stopping));
+    let _session = recorded::of(&seen.object, config).filter(|_| has_to_be_given_up)?;
+    let recorded = Key::new(seen.object.status.as_ref()?.key.as_deref()?).ok()?;
+    (recorded != *key).then_some(recorded)
 }
 
 fn meaning(seen: &Seen, config: &Config) -> Result<(api::Settings, Key), SpecError> {
@@ -573,6 +586,32 @@ mod tests {
         let (wanted, recorded) = set(planned(held));
         assert_eq!(&*wanted.prefix, "shared/");
         assert!(recorded.unwrap().tenure.is_some(), "an earlier controller saw it");
+    }
+
+    #[test]
+    fn a_session_recorded_for_another_key_is_given_up_before_the_new_key_is_wanted() {
+        let mut status = held_status();
+        status["key"] = json!("former-prefix/shop/billing");
+        let object = claim_with_status("{}", status);
+        let plan = planned(seen(object.clone()));
+        let KeepersStep::GiveUp(wanted, recorded) = &plan.keepers else { panic!("{plan:?}") };
+        assert_eq!(wanted.key.as_str(), "former-prefix/shop/billing");
+        assert_eq!(recorded.session.as_str(), "s-1");
+        let shown = plan.judged.judgement.key().unwrap();
+        assert_eq!(
+            shown.as_str(),
+            "former-prefix/shop/billing",
+            "till then the status tells of it"
+        );
+        let waits = planned(stopping(seen(object.clone()), StopState::Stopping));
+        assert_eq!(waits.keepers, KeepersStep::Leave);
+        for stop in [StopState::Clean, StopState::Abandoned] {
+            let plan = planned(stopping(seen(object.clone()), stop));
+            let KeepersStep::Restart(wanted) = plan.keepers else { panic!("{plan:?}") };
+            assert_eq!(wanted.key.as_str(), "consul-lock/shop/billing");
+        }
+        let (wanted, _) = set(planned(stopping(seen(object), StopState::Running)));
+        assert_eq!(wanted.key.as_str(), "consul-lock/shop/billing");
     }
 
     #[test]

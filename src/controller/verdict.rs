@@ -55,6 +55,9 @@ pub(super) enum Judgement {
     NotAllowed { key: Key, message: String },
     /// Whether the key is allowed depends on a Namespace that we cannot see.
     Undecided { key: Key },
+    /// Its key is another than the one that an earlier controller recorded a session for, which is
+    /// given up first.
+    Moving { from: Key },
     /// The claim gave up contending, under this very spec.
     GaveUp { key: Key, reason: Reason, message: String },
     /// It may contend.
@@ -67,6 +70,7 @@ impl Judgement {
             Judgement::Invalid { .. } => None,
             Judgement::NotAllowed { key, .. }
             | Judgement::Undecided { key }
+            | Judgement::Moving { from: key }
             | Judgement::GaveUp { key, .. }
             | Judgement::Allowed { key } => Some(key),
         }
