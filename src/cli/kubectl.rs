@@ -75,10 +75,10 @@ pub(super) enum RawKubectl {
     /// Take a claim's key from whoever holds it, by force
     ///
     /// Shows who holds it and what will be done, and asks. The key is released on the holder's
-    /// behalf, if it still is as shown, and the holder's session destroyed. A holder that lives may
-    /// go on working: it is not stopped by this. Consul is reached with the variables that its own
-    /// tools read; with ACLs the token needs key:write on the key and session:write on the holder's
-    /// node.
+    /// behalf, if it still is as shown; of a stranger the session is destroyed, too. A holder that
+    /// lives may go on working: it is not stopped by this. Consul is reached with the variables that
+    /// its own tools read; with ACLs the token needs key:write on the key and, for a stranger,
+    /// session:write on its node.
     Release(Box<RawRelease>),
     /// Examine everything that the controller needs, and print what to run to repair it
     ///

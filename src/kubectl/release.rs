@@ -2,8 +2,10 @@
 //!
 //! # Guarantees
 //! What is released is what was shown: the same session under the same version of the key, in one
-//! transaction. The key is released before the session is destroyed, so no lock-delay keeps others
-//! from it. What is no lock is left alone.
+//! transaction. A stranger's session is destroyed afterwards, so no lock-delay keeps others from the
+//! key. One of ours is left alone: its holder hears of a released key, may have other keys under the
+//! session, and may have this one again before the session could be destroyed. What is no lock is left
+//! alone, too.
 //! # Not guaranteed
 //! That the holder has stopped: nobody but the holder can see to that.
 
@@ -118,13 +120,7 @@ impl Found {
             None => format!("{}, which cannot be read", self.session),
         };
         fact("Session", &session);
-        let _ = write!(
-            text,
-            "\nThis will\n  1. release the key on the holder's behalf, if it still is as shown;\n  \
-             2. destroy the session. What else it holds gets its lock-delay; this key is free at \
-             once.\n{}\n",
-            self.consequence()
-        );
+        let _ = write!(text, "\nThis will\n  {}\n{}\n", self.steps(), self.consequence());
         text
     }
 
@@ -136,6 +132,15 @@ impl Found {
         match more.as_str() {
             "" => self.holder.identity.clone(),
             more => format!("{} ({more})", self.holder.identity),
+        }
+    }
+
+    fn steps(&self) -> &'static str {
+        if self.holder.stranger {
+            "1. release the key on the holder's behalf, if it still is as shown;\n  \
+             2. destroy the session. What else it holds gets its lock-delay; this key is free at once."
+        } else {
+            "release the key on the holder's behalf, if it still is as shown. It is free at once."
         }
     }
 
@@ -168,10 +173,13 @@ impl Found {
                 )));
             }
         }
-        let destroyed = consul.destroy_session(&self.session).await;
-        destroyed.map_err(failed("destroy the session; the key is released already"))?;
-        let holder = &self.holder.identity;
-        Ok(format!("{} was released on behalf of {holder}, and its session destroyed\n", self.key))
+        let mut done = format!("{} was released on behalf of {}", self.key, self.holder.identity);
+        if self.holder.stranger {
+            let destroyed = consul.destroy_session(&self.session).await;
+            destroyed.map_err(failed("destroy the session; the key is released already"))?;
+            done.push_str(", and its session destroyed");
+        }
+        Ok(format!("{done}\n"))
     }
 }
 
@@ -192,11 +200,11 @@ mod tests {
 
     const KEY: &str = "shop/migrate/.lock";
 
-    async fn held(consul: &FakeConsul, value: &[u8]) -> SessionId {
+    async fn held(consul: &FakeConsul, name: &str, value: &[u8]) -> SessionId {
         let node = NodeName::new("vm-7");
         consul.register_node(&node).await.unwrap();
         let request = SessionRequest {
-            name: SessionName::new("Consul API Lock"),
+            name: SessionName::new(name),
             node,
             ttl: Duration::from_secs(15),
             lock_delay: Duration::from_secs(15),
@@ -221,7 +229,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_shown_is_what_is_released() {
         let consul = FakeConsul::new(Clock::simulated());
-        let session = held(&consul, b"").await;
+        let session = held(&consul, "Consul API Lock", b"").await;
         let found = find(&consul, &sample::waiting()).await.unwrap();
         let shown = found.shown();
         for words in [
@@ -241,9 +249,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn session_of_one_of_ours_is_left_alone() {
+        let consul = FakeConsul::new(Clock::simulated());
+        let value = br#"{"holder":"eu-1/shop/migrate","cluster":"eu-1"}"#;
+        let session = held(&consul, "consul-lock/eu-1/uid", value).await;
+        let found = find(&consul, &sample::waiting()).await.unwrap();
+        assert!(!found.shown().contains("destroy"), "{}", found.shown());
+        assert!(!found.end(&consul).await.unwrap().contains("destroyed"));
+        let pair = consul.get(&key(), Consistency::Consistent).await.unwrap().pair.unwrap();
+        assert_eq!(pair.session, None);
+        assert!(consul.session(&session, Consistency::Consistent).await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn another_tenure_than_the_one_that_was_shown_is_left_alone() {
         let consul = FakeConsul::new(Clock::simulated());
-        let session = held(&consul, b"").await;
+        let session = held(&consul, "Consul API Lock", b"").await;
         let found = find(&consul, &sample::waiting()).await.unwrap();
         let mode = PutMode::Release(session.clone());
         assert!(consul.put(&key(), b"", Some(LOCK_FLAGS), mode).await.unwrap());
@@ -259,7 +280,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_no_lock_is_left_alone() {
         let consul = FakeConsul::new(Clock::simulated());
-        let session = held(&consul, b"").await;
+        let session = held(&consul, "Consul API Lock", b"").await;
         let mode = PutMode::Acquire(session);
         assert!(consul.put(&key(), b"precious", Some(7), mode).await.unwrap());
         let refused = refusal(find(&consul, &sample::waiting()).await);

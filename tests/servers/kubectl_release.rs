@@ -89,6 +89,7 @@ async fn release_asks_and_takes_no_for_no_and_yes_for_a_new_tenure_with_a_higher
     site.create("lock", candidates(json!({}))).await;
     let witness = Witness::of(&site, "lock", "none").await;
     let token = cast.led_by("lock", "a").await;
+    let session = site.status("lock").await.session;
 
     for answer in ["n", "", "yes please"] {
         let (code, shown) = answered(&plugin, &site, "lock", answer).await;
@@ -105,8 +106,9 @@ async fn release_asks_and_takes_no_for_no_and_yes_for_a_new_tenure_with_a_higher
     let anew = site.wait("lock", "another tenure", |status| {
         status.fencing_token.as_ref().is_some_and(|now| now.parse::<u64>().unwrap() > token)
     });
-    let history = anew.await.history;
-    assert_eq!(history[0].token, token.to_string());
+    let anew = anew.await;
+    assert_eq!(anew.history[0].token, token.to_string());
+    assert_eq!(anew.session, session, "others may hold keys under it");
     assert!(cast.led_by("lock", "a").await > token);
     witness.catches_up(&site).await;
     witness.assert_orderly();
