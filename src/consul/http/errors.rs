@@ -91,7 +91,8 @@ fn of_answer(operation: Operation, status: StatusCode, words: &str) -> Class {
     if status == StatusCode::TOO_MANY_REQUESTS || says("rate limit exceeded") {
         return Class::Transient;
     }
-    if says("invalid session") {
+    // Consul says so as 500. A proxy's page or redirect that has these words in it is none of its.
+    if status.is_server_error() && says("invalid session") {
         return Class::Lost;
     }
     match status {
@@ -177,6 +178,8 @@ mod tests {
                 "rpc error making call: raft apply failed: invalid session \"x\"",
                 Lost,
             ),
+            (WriteKey, 302, "invalid session", Invalid),
+            (WriteKey, 404, "<html>invalid session</html>", Invalid),
             (RenewSession, 404, "Session id 'x' not found", Lost),
             (RenewSession, 404, "404 page not found", Invalid),
             (ReadKey, 404, "no such route", Invalid),
