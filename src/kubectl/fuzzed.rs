@@ -12,7 +12,9 @@ use crate::api::ConsulLock;
 /// However odd a claim is, it is shown, and does nothing to the terminal that shows it.
 pub(crate) fn claim(claim: &ConsulLock) {
     // The API server sees to these.
-    let name = |name: &Option<String>| name.as_deref().is_none_or(|text| text.is_ascii());
+    let name = |name: &Option<String>| {
+        name.as_deref().is_none_or(|text| text.bytes().all(|c| c.is_ascii_graphic()))
+    };
     if !name(&claim.metadata.name) || !name(&claim.metadata.namespace) {
         return;
     }
