@@ -24,7 +24,9 @@ pub(super) fn command_line(input: &[u8]) {
         return;
     }
     let outcome = cli::parse(&args);
-    if is_secret(&args) {
+    // What a terminal would act on is left out of what is shown, and what stood around it meets.
+    let is_plain = !args.iter().any(|arg| arg.contains(char::is_control));
+    if is_plain && is_secret(&args) {
         let shown = match &outcome {
             Ok(job) => format!("{job:?}"),
             Err(error) => format!("{error} {error:?}"),
