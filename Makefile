@@ -5,6 +5,8 @@ CARGO ?= cargo
 GO ?= go
 # The folder that cargo builds into.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where the tests' API servers log what the controllers and agents ask for.
+AUDIT := $(abspath $(TARGET))/audit
 
 # How many tests of the servers run at a time: they wait for most of theirs.
 WAITING := $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
@@ -32,10 +34,14 @@ demo: servers ## start the servers, the controller and a story to watch
 	$(CARGO) build --locked
 	$(CARGO) run --quiet --locked --package testbed -- demo
 
+test: export TESTBED_AUDIT := $(AUDIT)
 test: tools ## run every test, from unit tests to real servers
+	@rm -rf $(AUDIT)
 	$(CARGO) test --locked --workspace --lib --bins --examples --test '[!s]*'
 	RUST_TEST_THREADS=$(WAITING) $(CARGO) test --locked --workspace --test 's*'
 	$(CARGO) test --locked --workspace --doc
+	@echo "RBAC: what was granted, and what was used"
+	$(CARGO) run --quiet --locked --package testbed -- rights $(AUDIT)
 
 soak: servers ## take Consul's servers away under held locks, fifty times each way; most of an hour
 	ROUNDS=50 $(CARGO) test --locked --test servers run::cluster

@@ -15,6 +15,7 @@ use crate::folder::Folder;
 use crate::http::request;
 use crate::ports::Port;
 use crate::process::{BedError, GRACE, Recipe, Server, with_free_ports};
+use crate::rights;
 use crate::run::run;
 use crate::tools::Tool;
 
@@ -43,6 +44,9 @@ pub(crate) struct Setting {
 /// The addresses of Services, of both families; a Service has the first alone unless it asks for
 /// more.
 const SERVICE_RANGE: &str = "10.96.0.0/16,fd00:10:96::/112";
+
+/// The group that all service accounts are in.
+pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
 /// A running control plane. Dropping it ends it.
 pub struct ControlPlane {
@@ -122,6 +126,23 @@ impl ControlPlane {
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<PathBuf, BedError> {
         let client = self.authority.client(user, group)?;
         write_kubeconfig(&self.folder, self.address, &self.authority, user, &client)
+    }
+
+    /// A kubeconfig file for the service account of a release of the chart in this namespace, which
+    /// has what its roles grant ([`rights::of_chart`]). By another port on 127.0.0.1 if there is one,
+    /// such as a [`crate::Proxy`]'s.
+    ///
+    /// # Errors
+    /// It could not be made or written.
+    pub fn kubeconfig_of_release(
+        &self,
+        namespace: &str,
+        through: Option<u16>,
+    ) -> Result<PathBuf, BedError> {
+        let account = format!("system:serviceaccount:{namespace}:{}", rights::RELEASE);
+        let client = self.authority.client(&account, Some(SERVICE_ACCOUNTS))?;
+        let address = through.map_or(self.address, |port| (Ipv4Addr::LOCALHOST, port).into());
+        write_kubeconfig(&self.folder, address, &self.authority, &account, &client)
     }
 
     /// A kubeconfig file like [`ControlPlane::kubeconfig`] that goes to another address on
@@ -248,16 +269,31 @@ fn apiserver_recipe(
         "--authorization-mode=Node,RBAC".to_owned(),
         "--allow-privileged=true".to_owned(),
     ];
+    let args = args.into_iter().chain(audit_flags(folder)?);
     let recipe = Recipe {
         name: "kube-apiserver".to_owned(),
         program: Tool::KubeApiserver.path()?,
-        args: args.map(Into::into).to_vec(),
+        args: args.map(Into::into).collect(),
         log: folder.path().join("kube-apiserver.log"),
         env: Vec::new(),
         allowed: APISERVER_ALLOWED,
         grace: GRACE,
     };
     Ok(recipe.entering(&setting.enter))
+}
+
+/// Has it log what service accounts ask for, if somebody wants to know.
+fn audit_flags(folder: &Folder) -> Result<Vec<String>, BedError> {
+    let Some(logs) = std::env::var_os(rights::AUDIT) else { return Ok(Vec::new()) };
+    std::fs::create_dir_all(&logs)?;
+    let policy = folder.write("audit-policy.yaml", rights::POLICY)?;
+    // Folders have names that nobody else has.
+    let name = folder.path().file_name().unwrap_or_default();
+    let log = Path::new(&logs).join(name).with_extension("jsonl");
+    Ok(vec![
+        format!("--audit-policy-file={}", policy.display()),
+        format!("--audit-log-path={}", log.display()),
+    ])
 }
 
 /// Ready means: all its own checks pass, and the first namespaces are there (they are made by a

@@ -34,6 +34,7 @@ mod process;
 mod prometheus;
 mod proxy;
 mod replica;
+pub mod rights;
 mod run;
 pub mod seeds;
 
@@ -44,7 +45,7 @@ mod wait;
 pub use certs::{Authority, CertFiles};
 pub use cluster::{ConsulCluster, ConsulClusterConfig};
 pub use consul::{Consul, ConsulConfig};
-pub use control_plane::ControlPlane;
+pub use control_plane::{ControlPlane, SERVICE_ACCOUNTS};
 pub use folder::{Folder, tail};
 pub use helm::Helm;
 pub use http::{Reply, request};

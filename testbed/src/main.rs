@@ -17,6 +17,8 @@ usage: testbed tools    find or build all that tests need here, and say where it
        testbed servers  the same without what only a node needs that runs pods
        testbed demo     start the servers and the controller, and tell a story to watch
        testbed chart    write what is generated of the Helm chart
+       testbed rights FOLDER
+                        hold the chart's and the examples' RBAC rules against the audit logs there
        testbed render   print the chart's objects, for other tools to look at
        testbed image BINARY ARCHIVE
                         make the container image of this binary, as an OCI archive";
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         ["tools"] => tools().map_err(|error| error.to_string()),
         ["servers"] => find(Tool::SERVERS).map_err(|error| error.to_string()),
         ["chart"] => testbed::chart::generate().map_err(|error| error.to_string()),
+        ["rights", logs] => testbed::rights::compare(logs.as_ref()).map(|said| print!("{said}")),
         ["render"] => render().map_err(|error| error.to_string()),
         ["image", binary, archive] => image(binary.as_ref(), archive.as_ref()),
         // For the test of the reaper alone: ends badly while a server runs.

@@ -3,13 +3,19 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
 };
 
-use testbed::{Consul, Folder, Recipe, Server, request};
+use serde_json::json;
+use testbed::{
+    Consul, Folder, Recipe, Server, request,
+    rights::{RELEASE, of_chart},
+    wait_for,
+};
 
 use crate::bed::{PATIENCE, Space};
 
@@ -35,7 +41,8 @@ impl Replica {
             format!("--cluster-name={}", space.namespace),
         ];
         let program = env!("CARGO_BIN_EXE_consul-lock");
-        let recipe = testbed::replica(program, cluster.kubeconfig(), admin, &folder, flags);
+        let kubeconfig = granted(space);
+        let recipe = testbed::replica(program, &kubeconfig, admin, &folder, flags);
         let recipe = Recipe { allowed: PATIENCE, ..recipe };
         let name = recipe.name.clone();
         let ready = move || match request(admin, "GET", "/readyz", &[], b"") {
@@ -65,6 +72,26 @@ impl Replica {
     pub(crate) fn log(&self) -> String {
         testbed::tail(self.server.log())
     }
+}
+
+/// Grants a release of the chart in this namespace what it is granted, and makes a kubeconfig file of
+/// its service account.
+fn granted(space: &Space) -> PathBuf {
+    let objects = of_chart(&space.namespace, &space.namespace).unwrap();
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}));
+    let account = format!("system:serviceaccount:{}:{RELEASE}", space.namespace);
+    for right in [
+        ["list", "consullocks.consullock.dev"],
+        ["create", "leases.coordination.k8s.io"],
+        ["watch", "nodes"],
+    ] {
+        let ask = [&["auth", "can-i"], &right[..], &["--as", &account]].concat();
+        wait_for(format!("{account} to have its rights"), PATIENCE, || {
+            space.try_kubectl(&ask).ok()
+        })
+        .unwrap();
+    }
+    space.cluster.control_plane().kubeconfig_of_release(&space.namespace, None).unwrap()
 }
 
 /// Makes ConsulLocks known to the cluster. One at a time: of two that apply what is not there yet, one

@@ -15,6 +15,7 @@ use crate::{
     agent::scene::{self, Agent, Scene},
     fixtures::{LOCK_FLAGS, PATIENCE, control_plane, shared_consul, unlock},
     pods::{self, Cast, candidates, routed},
+    rights,
     site::{Site, condition, eventually, token},
 };
 
@@ -276,7 +277,8 @@ async fn what_is_no_proof_of_death_leaves_the_key_with_its_pod() {
 async fn who_is_no_pod_of_this_claim_is_shown_as_holder_and_given_nothing() {
     let (site, elsewhere) = (Site::new("others").await, Site::new("elsewhere").await);
     let (cast, far) = (Cast::new(&site).await, Cast::new(&elsewhere).await);
-    let watch = format!("--watch-namespaces={}", elsewhere.namespace);
+    rights::grant(&site.client, &site.namespace, &elsewhere.namespace).await;
+    let watch = format!("--watch-namespaces={},{}", site.namespace, elsewhere.namespace);
     let _replica = site.start_with(&[&watch]).await;
     cast.ready("a", 1).await;
     cast.ready("other", 2).await;

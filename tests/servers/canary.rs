@@ -15,7 +15,7 @@ use crate::{
     consul_access::token,
     fixtures::{PATIENCE, guarded_consul},
     run::scene::{Scene, is_alive},
-    site::{Site, condition},
+    site::{Site, Way, condition},
 };
 
 /// May do everything, but for one key.
@@ -42,7 +42,7 @@ async fn a_controllers_token_is_in_no_log_event_status_metric_or_key() {
     let rules = format!(r#"{RULES} key_prefix "{hidden}" {{ policy = "deny" }}"#);
     let (accessor, secret) = canary(rules).await;
     let address = guarded_consul().address();
-    let mut site = Site::through("canary", &address, Some(&secret), None).await;
+    let mut site = Site::through("canary", &address, Some(&secret), Way::Straight).await;
     let replica = site.start_with(&["--log=trace"]).await;
     site.allow_keys(&format!("{hidden}/,{}/", site.cluster())).await;
     site.create("well", json!({})).await;

@@ -2,7 +2,6 @@
 //! may cost a tenure, leak a session or keep another claim from working.
 
 use std::{
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -25,21 +24,21 @@ use tokio::task::JoinSet;
 
 use crate::{
     fixtures::{PATIENCE, claims_client, control_plane, shared_consul, unique},
-    site::{Site, claim, condition, eventually},
+    site::{Site, Way, claim, condition, eventually},
 };
 
 /// A site whose controllers reach the API server through a proxy.
 pub(crate) async fn proxied(what: &str) -> (Site, Proxy) {
     claims_client().await;
     let proxy = Proxy::tcp(control_plane().address()).unwrap();
-    let kubeconfig = control_plane().kubeconfig_through(proxy.address().port()).unwrap();
-    (on_shared_consul(what, &kubeconfig).await, proxy)
+    let way = Way::Through(proxy.address().port());
+    (on_shared_consul(what, way).await, proxy)
 }
 
-/// A site whose controllers go by this kubeconfig.
-async fn on_shared_consul(what: &str, kubeconfig: &Path) -> Site {
+/// A site whose controllers reach the API server in this way.
+async fn on_shared_consul(what: &str, way: Way) -> Site {
     let consul = tokio::task::spawn_blocking(|| shared_consul().address()).await.unwrap();
-    Site::through(what, &consul, None, Some(kubeconfig)).await
+    Site::through(what, &consul, None, way).await
 }
 
 fn count(events: &[String], reason: &str) -> usize {
@@ -436,7 +435,7 @@ pub(crate) async fn without_rights(what: &str) -> (Site, String) {
     claims_client().await;
     let user = unique(what);
     let kubeconfig = control_plane().kubeconfig_for(&user, None).unwrap();
-    (on_shared_consul(what, &kubeconfig).await, user)
+    (on_shared_consul(what, Way::By(kubeconfig)).await, user)
 }
 
 #[tokio::test]
@@ -498,7 +497,7 @@ async fn a_kubeconfig_that_cannot_be_used_is_named() {
     let lost = "apiVersion: v1\nkind: Config\nclusters: []\ncontexts: []\ncurrent-context: lost\n";
     let lost = folder.write("lost", lost).unwrap();
     for kubeconfig in [absent, nonsense, lost] {
-        let site = on_shared_consul("unusable", &kubeconfig).await;
+        let site = on_shared_consul("unusable", Way::By(kubeconfig.clone())).await;
         let replica = site.start().await;
         let status = replica.server.wait_ended(PATIENCE).unwrap();
         let log = replica.log();

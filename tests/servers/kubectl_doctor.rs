@@ -14,7 +14,7 @@ use crate::{
     fixtures::{guarded_consul, unique},
     kubectl::Plugin,
     pods::{Cast, candidates},
-    site::Site,
+    site::{Site, Way},
 };
 
 /// The rules of the book: its row, and what it allows. The last two are about what belongs to the
@@ -25,7 +25,7 @@ fn rules() -> Vec<(&'static str, Value)> {
     let group = "consullock.dev";
     vec![
         (
-            "RBAC: get, list, watch, patch on consullocks",
+            "RBAC: list, watch, patch on consullocks",
             rule(group, "consullocks", &["get", "list", "watch", "patch"]),
         ),
         ("RBAC: patch on consullocks/status", rule(group, "consullocks/status", &["patch"])),
@@ -70,7 +70,7 @@ async fn user_with(site: &Site, local: Vec<Value>, global: Vec<Value>) -> String
 /// A site whose claims need every right that there is, held by a controller that has it.
 async fn site_on_guarded_consul() -> (Site, Cast, crate::site::Replica) {
     let consul = tokio::task::spawn_blocking(guarded_consul).await.unwrap();
-    let site = Site::through("examined", &consul.address(), consul.token(), None).await;
+    let site = Site::through("examined", &consul.address(), consul.token(), Way::Straight).await;
     let (cast, replica) = (Cast::new(&site).await, site.start().await);
     cast.service("billing", json!({})).await;
     cast.ready("a", 1).await;

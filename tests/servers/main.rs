@@ -42,6 +42,7 @@ mod monitoring;
 mod pods;
 mod process;
 mod replicas;
+mod rights;
 mod run;
 mod scripted;
 mod site;

@@ -70,11 +70,15 @@ fn install_definition(cluster: &ControlPlane) {
     kubectl(cluster, ["apply", "-f", file]);
 }
 
+/// The shared one, with what the chart grants in this namespace.
 fn control_plane(namespace: &str) -> &'static ControlPlane {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(crate::fixtures::claims_client());
     let cluster = crate::fixtures::control_plane();
     kubectl(cluster, ["create", "namespace", namespace]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = crate::fixtures::claims_client().await;
+        crate::rights::grant(&client, namespace, namespace).await;
+    });
     cluster
 }
 
@@ -83,7 +87,8 @@ fn standby_is_ready_too_and_takes_over_from_a_leader_that_is_told_to_stop() {
     let namespace = "process-handover";
     let cluster = control_plane(namespace);
     let consul = crate::fixtures::shared_consul();
-    let start = || Replica::launch(cluster.kubeconfig(), &consul.address(), namespace);
+    let account = cluster.kubeconfig_of_release(namespace, None).unwrap();
+    let start = || Replica::launch(&account, &consul.address(), namespace);
     let replicas = [start(), start()];
     for replica in &replicas {
         replica.wait_for("/readyz", 200, "[+] consul");
@@ -112,7 +117,8 @@ fn not_ready_before_consul_answers_and_ready_without_a_restart_after() {
     let cluster = control_plane(namespace);
     let consul = Consul::start(ConsulConfig { persistent: true, ..Default::default() }).unwrap();
     consul.server().stop().unwrap();
-    let replica = Replica::launch(cluster.kubeconfig(), &consul.address(), namespace);
+    let account = cluster.kubeconfig_of_release(namespace, None).unwrap();
+    let replica = Replica::launch(&account, &consul.address(), namespace);
     replica.wait_for("/readyz", 503, "[-] consul");
     replica.wait_for("/healthz", 200, "ok");
     consul.server().start_again().unwrap();

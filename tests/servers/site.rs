@@ -2,11 +2,7 @@
 //! its own in a Consul, and replicas of the controller that look after this namespace alone. Sites
 //! do not disturb one another, so tests run side by side.
 
-use std::{
-    fmt::Debug,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt::Debug, path::PathBuf, time::Duration};
 
 use consul_lock::{
     api::{ConsulLock, ConsulLockStatus, KEY_PREFIXES_ANNOTATION, Phase},
@@ -29,6 +25,7 @@ use crate::fixtures::{
     Lab, PATIENCE, claims_client, client_by, control_plane, create_namespace, install_crd,
     shared_consul, unique,
 };
+use crate::rights;
 
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -43,6 +40,16 @@ pub(crate) struct Site {
     consul_address: String,
     consul_token: Option<String>,
     clock: Clock,
+}
+
+/// How a site's controllers reach the API server, and as whom.
+pub(crate) enum Way {
+    /// As the service account of a release of the chart, with the rights that this grants.
+    Straight,
+    /// The same by a port of 127.0.0.1: a proxy.
+    Through(u16),
+    /// By this kubeconfig file.
+    By(PathBuf),
 }
 
 /// A tenure with everything that renewals and adoption leave as it is, and nothing else does.
@@ -79,20 +86,13 @@ impl Site {
 
     /// A site whose controllers reach Consul at `consul`: a proxy, say.
     pub(crate) async fn on(what: &str, consul: &str) -> Site {
-        Site::through(what, consul, None, None).await
+        Site::through(what, consul, None, Way::Straight).await
     }
 
-    /// A site with a Consul token, and whose controllers go by another kubeconfig than the
-    /// administrator's.
-    pub(crate) async fn through(
-        what: &str,
-        consul: &str,
-        token: Option<&str>,
-        kubeconfig: Option<&Path>,
-    ) -> Site {
+    /// A site with a Consul token, and whose controllers reach the API server in another way.
+    pub(crate) async fn through(what: &str, consul: &str, token: Option<&str>, way: Way) -> Site {
         let client = claims_client().await;
-        let administrator = control_plane().kubeconfig();
-        Site::build(what, client, kubeconfig.unwrap_or(administrator), consul, token).await
+        Site::build(what, client, (control_plane(), way), consul, token).await
     }
 
     /// A site on a control plane of its own, which may be broken, and on the shared Consul.
@@ -100,18 +100,29 @@ impl Site {
         let client = client_by(cluster.kubeconfig()).await;
         install_crd(&client).await;
         let consul = tokio::task::spawn_blocking(|| shared_consul().address()).await.unwrap();
-        Site::build(what, client, cluster.kubeconfig(), &consul, None).await
+        Site::build(what, client, (cluster, Way::Straight), &consul, None).await
     }
 
     async fn build(
         what: &str,
         client: Client,
-        kubeconfig: &Path,
+        (cluster, way): (&ControlPlane, Way),
         consul: &str,
         token: Option<&str>,
     ) -> Site {
         let namespace = unique(what);
         create_namespace(&client, &namespace).await;
+        let through = match &way {
+            Way::Through(port) => Some(*port),
+            Way::Straight | Way::By(_) => None,
+        };
+        let kubeconfig = match way {
+            Way::By(kubeconfig) => kubeconfig,
+            Way::Straight | Way::Through(_) => {
+                rights::grant(&client, &namespace, &namespace).await;
+                cluster.kubeconfig_of_release(&namespace, through).unwrap()
+            }
+        };
         let mut config = HttpConfig::new(consul);
         if let Some(token) = token {
             config.token = TokenSource::Value(Token::new(token).unwrap());
@@ -120,7 +131,7 @@ impl Site {
             claims: Api::namespaced(client.clone(), &namespace),
             client,
             consul: HttpConsul::new(config).unwrap(),
-            kubeconfig: kubeconfig.to_owned(),
+            kubeconfig,
             consul_address: consul.to_owned(),
             consul_token: token.map(str::to_owned),
             clock: Clock::boot(),

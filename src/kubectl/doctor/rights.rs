@@ -76,7 +76,7 @@ const RULES: &[Rule] = &[
         version: "v1alpha1",
         kind: "ConsulLock",
         resource: "consullocks",
-        verbs: &["get", "list", "watch", "patch"],
+        verbs: &["list", "watch", "patch"],
         within: Within::Namespaces,
         needed: always,
         by: "the controller",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testbed::{ControlPlane, Fault, Proxy, wait_for};
+use testbed::{ControlPlane, Fault, Proxy, SERVICE_ACCOUNTS, wait_for};
 
 use super::scene::{Agent, Scene, token};
 use crate::fixtures::{PATIENCE, claims_client, control_plane, unique};
@@ -213,7 +213,7 @@ fn example_is_accepted_word_for_word_and_its_sidecar_does_what_it_says() {
         command.env(variable["name"].as_str().unwrap(), value);
     }
     let account = "system:serviceaccount:shop:payroll";
-    let kubeconfig = control_plane().kubeconfig_for(account, None).unwrap();
+    let kubeconfig = control_plane().kubeconfig_for(account, Some(SERVICE_ACCOUNTS)).unwrap();
     command.env("KUBECONFIG", kubeconfig);
     let mut agent = scene.spawn((command, port));
     let told = agent.leads();

@@ -1,13 +1,18 @@
 //! The Kubernetes side of an example: a cluster with a controller, in which pods are made of the
 //! example's own manifest. There is no kubelet: the test starts what a pod would run.
 
+use std::path::PathBuf;
+
 use consul_lock::names::Key;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{authorization::v1::ResourceAttributes, core::v1::Pod};
 use kube::api::PostParams;
 use serde_json::{Value, json};
+use testbed::SERVICE_ACCOUNTS;
 
 use crate::{
+    fixtures::control_plane,
     pods::Cast,
+    rights,
     site::{Replica, Site},
 };
 
@@ -35,6 +40,32 @@ impl Cluster {
             spec["key"] = json!(key.as_str());
         }
         self.site.create(claim["metadata"]["name"].as_str().unwrap(), spec).await;
+    }
+
+    /// The kubeconfig file of the manifest's service account, which may here what its Role says.
+    pub(super) async fn account(&self, manifest: &[Value]) -> PathBuf {
+        let namespace = &self.site.namespace;
+        for kind in ["Role", "RoleBinding"] {
+            let mut object = of_kind(manifest, kind).clone();
+            object["metadata"]["namespace"] = json!(namespace);
+            if kind == "RoleBinding" {
+                object["subjects"][0]["namespace"] = json!(namespace);
+            }
+            rights::apply(&self.site.client, object).await;
+        }
+        let name = of_kind(manifest, "ServiceAccount")["metadata"]["name"].as_str().unwrap();
+        let account = format!("system:serviceaccount:{namespace}:{name}");
+        let text = |text: &str| Some(text.to_owned());
+        let right = ResourceAttributes {
+            group: text("consullock.dev"),
+            resource: text("consullocks"),
+            name: of_kind(manifest, "ConsulLock")["metadata"]["name"].as_str().map(str::to_owned),
+            namespace: text(namespace),
+            verb: text("get"),
+            ..ResourceAttributes::default()
+        };
+        rights::effective(&self.site.client, &account, right).await;
+        control_plane().kubeconfig_for(&account, Some(SERVICE_ACCOUNTS)).unwrap()
     }
 
     /// Creates a pod of this template, with this owner if it has one.

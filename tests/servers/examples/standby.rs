@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     agent::scene::{Agent, Scene},
-    fixtures::{PATIENCE, control_plane},
+    fixtures::PATIENCE,
     pods::running,
 };
 
@@ -98,7 +98,7 @@ impl Service {
         let (mut command, port) = self.scene.command(&args);
         let variables = self.cluster.environment(sidecar, name).await;
         command.envs(variables.into_iter().filter(|(name, _)| name != "CONSUL_HTTP_ADDR"));
-        command.env("KUBECONFIG", control_plane().kubeconfig());
+        command.env("KUBECONFIG", self.cluster.account(&self.manifest).await);
         Pair::new(stage, name, program, self.scene.spawn((command, port)))
     }
 

@@ -9,7 +9,7 @@ use super::{of_kind, read, render};
 use crate::{
     fixtures::{claims_client, control_plane, shared_consul},
     pods::{Cast, routed},
-    site::{Replica, Site, eventually},
+    site::{Replica, Site, Way, eventually},
 };
 
 /// How long Prometheus may take to have scraped what a query asks for, and to have seen it change.
@@ -73,9 +73,9 @@ impl Stage {
             [Proxy::tcp(control_plane().address()).unwrap(), Proxy::tcp(consul).unwrap()]
         });
         let ways = ways.await.unwrap();
-        let kubeconfig = control_plane().kubeconfig_through(ways[0].address().port()).unwrap();
         let consul = ways[1].address().to_string();
-        let site = Site::through("dashboard", &consul, None, Some(&kubeconfig)).await;
+        let site =
+            Site::through("dashboard", &consul, None, Way::Through(ways[0].address().port())).await;
         let site = site.observed_at(&shared_consul().address());
         let cast = Cast::new(&site).await;
         // With the Lease's own times: on a machine with much to do a short one is lost all the time.
