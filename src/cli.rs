@@ -314,7 +314,7 @@ impl RawController {
     fn validate(self, matches: &ArgMatches) -> Result<ControllerConfig, CliError> {
         let installation = self.installation;
         Ok(ControllerConfig {
-            consul: self.consul.validate(matches)?,
+            consul: self.consul.validate_patiently(matches)?,
             admin_addr: self.admin_addr,
             key_prefix: installation.key_prefix,
             cluster_name: installation.cluster_name,

@@ -19,7 +19,7 @@ use consul_lock::{
     consul::{
         Class, Consul,
         gated::Gated,
-        http::{HttpConfig, HttpConsul, ensure_tls_provider},
+        http::{HttpConfig, HttpConsul, TokenSource, ensure_tls_provider},
     },
     controller::{self, Controller},
     keeper::{Keepers, Vigil},
@@ -503,12 +503,13 @@ async fn kube_system(client: &Client, clock: &Clock) -> Result<ClusterName, Stri
     ClusterName::of_uid(&uid).map_err(|error| format!("its UID is {uid:?}: {error}"))
 }
 
-/// Reports ready once Consul has answered.
+/// Reports ready once Consul has answered as one does that can be worked with.
 async fn hear_from_consul(shared: Shared, part: Part) {
     let heard = async {
         let mut pause = Pause::new(&shared.clock);
-        while let Err(error) = shared.consul.leader().await {
-            tracing::warn!(%error, "Consul does not answer yet");
+        while let Err(error) = usable(&shared).await {
+            tracing::warn!(error, "Consul does not answer yet");
+            part.waits_for(error);
             pause.wait().await;
         }
         part.ready();
@@ -518,7 +519,25 @@ async fn hear_from_consul(shared: Shared, part: Part) {
     shared.stop.run_until_cancelled(heard).await;
 }
 
-/// Growing pauses between attempts, a second to half a minute.
+/// Whether Consul has a leader and knows our token, or what is wrong. Which rules the token has is seen
+/// by what claims need.
+async fn usable(shared: &Shared) -> Result<(), String> {
+    match shared.consul.leader().await {
+        Err(error) => return Err(error.to_string()),
+        Ok(None) => return Err("Consul has no leader; do its servers have a quorum?".to_owned()),
+        Ok(Some(_)) => {}
+    }
+    if matches!(shared.config.consul.token, TokenSource::None) {
+        return Ok(());
+    }
+    match shared.consul.token_self().await {
+        // It has no ACLs, or no such question.
+        Err(error) if error.class == Class::Invalid => Ok(()),
+        answer => answer.map(drop).map_err(|error| error.to_string()),
+    }
+}
+
+/// Growing pauses between attempts, one to five seconds: whoever puts something right looks on.
 struct Pause<'a> {
     clock: &'a Clock,
     next: Duration,
@@ -531,7 +550,7 @@ impl<'a> Pause<'a> {
 
     async fn wait(&mut self) {
         let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
-        self.next = (self.next * 2).min(Duration::from_secs(30));
+        self.next = (self.next * 2).min(Duration::from_secs(5));
         self.clock.sleep_until(self.clock.now() + pause).await;
     }
 }

@@ -147,9 +147,16 @@ fn token_file_wins_over_the_token_of_the_same_rank() {
     let address = taken.local_addr().unwrap().to_string();
     let (file, token) =
         (("CONSUL_HTTP_TOKEN_FILE", "/nonexistent"), ("CONSUL_HTTP_TOKEN", "s3cret"));
-    let read = ["CONSUL_HTTP_TOKEN_FILE", "No such file"];
-    refused(&[], &[file, token], 2, &read);
-    refused(&["--consul-http-token-file=/nonexistent"], &[token], 2, &read);
+    let run = |flags: &[&str], variables: &[(&str, &str)]| {
+        let ended = consul_lock(&[&["run", "--key=k"], flags, &["--", "true"]].concat(), variables);
+        let said = text(&ended.stderr).to_owned();
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains("CONSUL_HTTP_TOKEN_FILE") && said.contains("No such file"), "{said}");
+    };
+    run(&[], &[file, token]);
+    run(&["--consul-http-token-file=/nonexistent"], &[token]);
+    // What runs for ever waits for its files.
+    refused(&["--admin-addr", &address], &[file], 3, &["in use"]);
     let typed = ["--consul-http-token=s3cret", "--admin-addr", &address];
     refused(&typed, &[file], 3, &["in use"]);
 }

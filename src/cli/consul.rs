@@ -124,7 +124,23 @@ pub enum ConsulConfigError {
 }
 
 impl ConsulFlags {
+    /// For what goes on for ever: files that are no good yet are waited for.
+    pub(super) fn validate_patiently(
+        self,
+        matches: &ArgMatches,
+    ) -> Result<HttpConfig, ConsulConfigError> {
+        self.validated(matches, true)
+    }
+
     pub(super) fn validate(self, matches: &ArgMatches) -> Result<HttpConfig, ConsulConfigError> {
+        self.validated(matches, false)
+    }
+
+    fn validated(
+        self,
+        matches: &ArgMatches,
+        wait_for_files: bool,
+    ) -> Result<HttpConfig, ConsulConfigError> {
         if self.consul_http_ssl_verify == Some(false) {
             return Err(ConsulConfigError::NoVerify);
         }
@@ -158,6 +174,7 @@ impl ConsulFlags {
         config.tls_server_name = self.consul_tls_server_name;
         config.namespace = self.consul_namespace;
         config.partition = self.consul_partition;
+        config.wait_for_files = wait_for_files;
         match HttpConsul::new(config.clone()) {
             Ok(_) => Ok(config),
             Err(source) => Err(ConsulConfigError::Client { flags: flags_of(&source), source }),
@@ -191,13 +208,14 @@ fn scheme(address: String, ssl: bool) -> String {
 fn flags_of(error: &HttpConfigError) -> &'static str {
     match error {
         HttpConfigError::Address(_) => "--consul-http-addr (CONSUL_HTTP_ADDR)",
-        HttpConfigError::TokenFile(_) => "--consul-http-token-file (CONSUL_HTTP_TOKEN_FILE)",
+        HttpConfigError::TokenFile { .. } => "--consul-http-token-file (CONSUL_HTTP_TOKEN_FILE)",
         HttpConfigError::ServerName(_) => "--consul-tls-server-name (CONSUL_TLS_SERVER_NAME)",
         HttpConfigError::HalfAnIdentity => {
             "--consul-client-cert (CONSUL_CLIENT_CERT), --consul-client-key (CONSUL_CLIENT_KEY)"
         }
         HttpConfigError::File { .. }
         | HttpConfigError::Pem { .. }
+        | HttpConfigError::Identity { .. }
         | HttpConfigError::NeedsTls(_)
         | HttpConfigError::Client(_) => {
             "--consul-cacert, --consul-client-cert, --consul-client-key, --consul-tls-server-name"
@@ -266,7 +284,6 @@ mod tests {
         for (args, flag, allowed) in [
             (&["--consul-http-addr=ftp://c"][..], "CONSUL_HTTP_ADDR", "http, https, unix"),
             (&["--consul-http-token=a b"], "CONSUL_HTTP_TOKEN", "one word"),
-            (&["--consul-http-token-file=/nonexistent"], "CONSUL_HTTP_TOKEN_FILE", "No such file"),
             (&["--consul-cacert=/nonexistent"], "--consul-cacert", "https://"),
             (&["--consul-client-cert=/c.pem"], "--consul-client-cert", "https://"),
             (&["--consul-http-ssl=maybe"], "--consul-http-ssl", "true or false"),

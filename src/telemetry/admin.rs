@@ -4,7 +4,8 @@
 //! - `/readyz` answers 200 once every part has been reported ready. A standby replica is as ready
 //!   as a leading one.
 //!
-//! Both list their parts one per line, `[+]` or `[-]`, so that a failing probe says why.
+//! Both list their parts one per line, `[+]` or `[-]`, with what a part waits for if it told, so that a
+//! failing probe says why.
 
 use std::{
     future::{Future, IntoFuture},
@@ -54,9 +55,9 @@ impl Alive {
         tasks.push((name, task));
     }
 
-    fn parts(&self) -> Vec<(&'static str, bool)> {
+    fn parts(&self) -> Vec<Line> {
         let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = tasks.iter().map(|(name, task)| (*name, !task.is_finished()));
+        let parts = tasks.iter().map(|(name, task)| (*name, !task.is_finished(), String::new()));
         parts.collect()
     }
 }
@@ -71,12 +72,16 @@ pub struct Ready(Arc<Mutex<Vec<Part>>>);
 pub struct Part {
     name: &'static str,
     done: Arc<AtomicBool>,
+    waits_for: Arc<Mutex<String>>,
 }
+
+/// A line of a probe's answer: the part, whether it is well, and what it waits for.
+type Line = (&'static str, bool, String);
 
 impl Ready {
     /// From now on the process is not ready before [`Part::ready`] was called.
     pub fn part(&self, name: &'static str) -> Part {
-        let part = Part { name, done: Arc::default() };
+        let part = Part { name, done: Arc::default(), waits_for: Arc::default() };
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         parts.push(part.clone());
         part
@@ -84,12 +89,12 @@ impl Ready {
 
     /// Whether every part is ready.
     pub fn is_ready(&self) -> bool {
-        self.parts().iter().all(|(_, done)| *done)
+        self.parts().iter().all(|(_, done, _)| *done)
     }
 
-    fn parts(&self) -> Vec<(&'static str, bool)> {
+    fn parts(&self) -> Vec<Line> {
         let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().map(|p| (p.name, p.is_ready())).collect()
+        parts.iter().map(|part| (part.name, part.is_ready(), part.trouble())).collect()
     }
 }
 
@@ -97,6 +102,18 @@ impl Part {
     /// It has happened. Calling this again changes nothing.
     pub fn ready(&self) {
         self.done.store(true, Ordering::Release);
+    }
+
+    /// What it waits for, in one line, until it is ready.
+    pub fn waits_for(&self, what: impl Into<String>) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what.into();
+    }
+
+    fn trouble(&self) -> String {
+        match self.is_ready() {
+            true => String::new(),
+            false => self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
     }
 
     /// Whether it has happened.
@@ -154,12 +171,16 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     probe(&admin.ready.parts())
 }
 
-fn probe(parts: &[(&'static str, bool)]) -> Response {
-    let well = parts.iter().all(|(_, ok)| *ok);
+fn probe(parts: &[Line]) -> Response {
+    let well = parts.iter().all(|(_, ok, _)| *ok);
     let mut body = String::new();
-    for (name, ok) in parts {
+    for (name, ok, trouble) in parts {
         body.push_str(if *ok { "[+] " } else { "[-] " });
         body.push_str(name);
+        if !trouble.is_empty() {
+            body.push_str(": ");
+            body.push_str(trouble);
+        }
         body.push('\n');
     }
     body.push_str(if well { "ok\n" } else { "not ok\n" });
@@ -219,9 +240,13 @@ mod tests {
         let answer = get(running.address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.contains("[+] caches\n[-] consul\n"), "{answer}");
+        consul.waits_for("no leader");
+        let answer = get(running.address, "/readyz").await;
+        assert!(answer.contains("[+] caches\n[-] consul: no leader\n"), "{answer}");
         consul.ready();
         let answer = get(running.address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("[+] caches\n[+] consul\n"), "{answer}");
     }
 
     #[tokio::test]

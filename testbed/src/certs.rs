@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 use crate::process::BedError;
@@ -17,6 +17,17 @@ pub struct CertFiles {
     pub cert: PathBuf,
     /// Its private key, PKCS #8.
     pub key: PathBuf,
+}
+
+/// Whether a certificate is good at this time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// No more.
+    Past,
+    /// It is.
+    Present,
+    /// Not yet.
+    Future,
 }
 
 /// A certificate authority whose files are in a folder.
@@ -66,6 +77,23 @@ impl Authority {
         let all = loopback.chain(addresses.iter().copied());
         params.subject_alt_names.extend(all.map(|address| SanType::IpAddress(IpAddr::V4(address))));
         self.issue(name, params)
+    }
+
+    /// A certificate for servers of this name alone.
+    ///
+    /// # Errors
+    /// It could not be made or written.
+    pub fn server_called(&self, name: &str, validity: Validity) -> Result<CertFiles, BedError> {
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        let (from, to) = match validity {
+            Validity::Past => (2001, 2002),
+            Validity::Present => (2001, 4096),
+            Validity::Future => (4095, 4096),
+        };
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(to, 1, 1);
+        self.issue(&format!("{name}-{from}-{to}"), params)
     }
 
     /// A client certificate: to Kubernetes the common name is the user, the organisation a group.

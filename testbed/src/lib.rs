@@ -42,7 +42,7 @@ pub mod reaper;
 pub mod tools;
 mod wait;
 
-pub use certs::{Authority, CertFiles};
+pub use certs::{Authority, CertFiles, Validity};
 pub use cluster::{ConsulCluster, ConsulClusterConfig};
 pub use consul::{Consul, ConsulConfig};
 pub use control_plane::{ControlPlane, SERVICE_ACCOUNTS};

@@ -43,7 +43,7 @@ async fn works(consul: HttpConsul) {
 // ---- addresses and TLS ----
 
 /// A Consul on HTTPS with an authority of its own, and on a Unix socket.
-fn armoured_consul() -> &'static testbed::Consul {
+pub(crate) fn armoured_consul() -> &'static testbed::Consul {
     static CONSUL: OnceLock<testbed::Consul> = OnceLock::new();
     let config = testbed::ConsulConfig { tls: true, unix_socket: true, ..Default::default() };
     CONSUL.get_or_init(|| testbed::Consul::start(config).unwrap())

@@ -29,39 +29,49 @@ use crate::{
 const TOKENS_LIVE: Duration = Duration::from_secs(60);
 
 /// An auth method of Consul's, by which one service account of a namespace may log in.
-struct Door {
-    method: String,
+pub(crate) struct Door {
+    pub(crate) method: String,
     namespace: String,
     client: Client,
     folder: Folder,
 }
 
-fn administer(method: &'static str, path: String, body: Value) -> Value {
+pub(crate) fn administer(method: &'static str, path: String, body: Value) -> Value {
     let reply = guarded_consul().request(method, &path, body.to_string().as_bytes()).unwrap();
     assert!(reply.ok(), "{path}: {} {}", reply.status, reply.text());
     serde_json::from_str(&reply.text()).unwrap_or_default()
 }
 
 impl Door {
-    async fn new(what: &str) -> Door {
+    pub(crate) async fn new(what: &str) -> Door {
         let (client, namespace) = (kube_client().await, unique(what));
         create_namespace(&client, &namespace).await;
         let method = namespace.clone();
         let door = Door { method, namespace, client, folder: Folder::new("login").unwrap() };
-        let reviewer = door.reviewer().await;
-        let settings = door.settings(&reviewer);
         let rules = r#"key_prefix "" { policy = "write" }
             session_prefix "" { policy = "write" }
             node_prefix "" { policy = "write" }"#;
         let name = door.method.clone();
-        let selector =
-            format!(r#"serviceaccount.namespace=="{name}" and serviceaccount.name=="worker""#);
         tokio::task::spawn_blocking(move || {
-            administer("PUT", "/v1/acl/auth-method".to_owned(), settings);
             let policy = json!({ "Name": name, "Rules": rules });
             administer("PUT", "/v1/acl/policy".to_owned(), policy);
             let role = json!({ "Name": name, "Policies": [{ "Name": name }] });
             administer("PUT", "/v1/acl/role".to_owned(), role);
+        })
+        .await
+        .unwrap();
+        door.open().await;
+        door
+    }
+
+    /// Makes the auth method and its rule, which go together.
+    pub(crate) async fn open(&self) {
+        let settings = self.settings(&self.reviewer().await);
+        let name = self.method.clone();
+        let selector =
+            format!(r#"serviceaccount.namespace=="{name}" and serviceaccount.name=="worker""#);
+        tokio::task::spawn_blocking(move || {
+            administer("PUT", "/v1/acl/auth-method".to_owned(), settings);
             let rule = json!({
                 "AuthMethod": name, "BindType": "role", "BindName": name, "Selector": selector,
             });
@@ -69,7 +79,6 @@ impl Door {
         })
         .await
         .unwrap();
-        door
     }
 
     /// As whom Consul has tokens reviewed.
@@ -111,7 +120,7 @@ impl Door {
     }
 
     /// A token of this service account, which is made if need be.
-    async fn jwt(&self, account: &str) -> String {
+    pub(crate) async fn jwt(&self, account: &str) -> String {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
         put(accounts.clone(), account, json!({ "metadata": { "name": account } })).await;
         let spec = TokenRequestSpec { expiration_seconds: Some(600), ..Default::default() };

@@ -15,6 +15,7 @@ mod consul_cluster;
 mod consul_contract;
 mod consul_faults;
 mod consul_login;
+mod consul_misconfigured;
 mod consul_wire;
 mod corpus;
 mod disasters;

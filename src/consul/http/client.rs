@@ -3,7 +3,7 @@
 //! # Guarantees
 //! A file that changed is noticed with the first call that is sent a second later or more. Calls under
 //! way end as they began. Files that do not fit together, as in the middle of a rotation, change nothing:
-//! the last client serves until they do.
+//! the last client serves until they do. Where there was none yet, they are looked at every second.
 
 use std::{
     fs,
@@ -39,9 +39,9 @@ pub(super) struct Carrier {
     made: Mutex<Made>,
 }
 
-/// A client, and the files that it was made from as they were then.
+/// A client, and the files that it was made from as they were then; or why there is none yet.
 struct Made {
-    client: Client,
+    client: Result<Client, HttpConfigError>,
     stamps: Stamps,
     looked: Instant,
     /// Files that made no client, so that it is said once.
@@ -59,14 +59,17 @@ impl Carrier {
         now: Instant,
     ) -> Result<Carrier, HttpConfigError> {
         let stamps = stamps(config);
-        let client = build(config, address)?;
+        let client = match build(config, address) {
+            Err(error) if !(config.wait_for_files && error.is_of_a_file()) => return Err(error),
+            built => built,
+        };
         let made = Made { client, stamps, looked: now, refused: None };
         let (config, address) = (config.clone(), address.clone());
         Ok(Carrier { config, address, made: Mutex::new(made) })
     }
 
-    /// The client to use now.
-    pub(super) fn client(&self, now: Instant) -> Client {
+    /// The client to use now; or which file has to be put right, if nothing of it was ever good.
+    pub(super) fn client(&self, now: Instant) -> Result<Client, HttpConfigError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if now.since(made.looked) >= LOOK_EVERY {
             made.looked = now;
@@ -77,7 +80,7 @@ impl Carrier {
 
     fn look(&self, made: &mut Made) {
         let before = stamps(&self.config);
-        if before == made.stamps {
+        if before == made.stamps && made.client.is_ok() {
             return;
         }
         let built = build(&self.config, &self.address);
@@ -87,8 +90,10 @@ impl Carrier {
         match built {
             Ok(client) => {
                 tracing::info!("CA or client certificate for Consul changed");
-                (made.client, made.stamps, made.refused) = (client, before, None);
+                (made.client, made.stamps, made.refused) = (Ok(client), before, None);
             }
+            // Whoever calls is told.
+            Err(error) if made.client.is_err() => made.client = Err(error),
             Err(error) if made.refused.as_ref() != Some(&before) => {
                 tracing::warn!(%error, "going on with the last CA and client certificate");
                 made.refused = Some(before);
@@ -133,7 +138,14 @@ fn build(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigErr
         // No certificates: a machine without a CA bundle must not need one here.
         builder.http1_only().tls_certs_only([])
     };
-    builder.build().map_err(|error| HttpConfigError::Client(errors::chain(error)))
+    builder.build().map_err(|error| match (&config.client_cert, &config.client_key) {
+        (Some(cert), Some(key)) => HttpConfigError::Identity {
+            cert: cert.clone(),
+            key: key.clone(),
+            why: errors::chain(error),
+        },
+        _ => HttpConfigError::Client(errors::chain(error)),
+    })
 }
 
 fn tls(

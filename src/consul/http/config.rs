@@ -35,6 +35,9 @@ pub struct HttpConfig {
     pub max_in_flight: usize,
     /// Blocking queries open at a time.
     pub max_polls: usize,
+    /// Files that are missing or no good are waited for: calls fail, and say which it is, until it is
+    /// put right. Otherwise no client is made.
+    pub wait_for_files: bool,
     /// Time limit of a short call, waiting for its turn included.
     pub timeout: Duration,
     /// For metrics.
@@ -55,6 +58,7 @@ impl HttpConfig {
             partition: None,
             max_in_flight: 5,
             max_polls: 16,
+            wait_for_files: false,
             timeout: Duration::from_secs(10),
             observer: None,
         }
@@ -88,8 +92,13 @@ pub enum HttpConfigError {
     #[error("Consul's address cannot be used: {0}")]
     Address(#[from] AddressError),
     /// The token file.
-    #[error("the token file cannot be used: {0}")]
-    TokenFile(Arc<TokenFileError>),
+    #[error("the token file {} cannot be used: {source}", path.display())]
+    TokenFile {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Arc<TokenFileError>,
+    },
     /// A file that cannot be read.
     #[error("the {what} file {} cannot be read: {source}", path.display())]
     File {
@@ -110,6 +119,20 @@ pub enum HttpConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// A client certificate and a key that make nothing together.
+    #[error(
+        "the client certificate {} and the client key {} cannot be used together: {why}",
+        cert.display(),
+        key.display()
+    )]
+    Identity {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's.
+        key: PathBuf,
+        /// What is wrong with them.
+        why: String,
+    },
     /// A client certificate without its key, or the other way round.
     #[error("a client certificate and a client key are given together or not at all")]
     HalfAnIdentity,
@@ -122,6 +145,23 @@ pub enum HttpConfigError {
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}; is there a CA file?")]
     Client(String),
+}
+
+impl HttpConfigError {
+    /// Whether it can be put right by another content of a file.
+    pub(super) fn is_of_a_file(&self) -> bool {
+        match self {
+            HttpConfigError::TokenFile { .. }
+            | HttpConfigError::File { .. }
+            | HttpConfigError::Pem { .. }
+            | HttpConfigError::Identity { .. } => true,
+            HttpConfigError::Address(_)
+            | HttpConfigError::HalfAnIdentity
+            | HttpConfigError::ServerName(_)
+            | HttpConfigError::NeedsTls(_)
+            | HttpConfigError::Client(_) => false,
+        }
+    }
 }
 
 pub(super) fn needs_tls(config: &HttpConfig, address: &Address) -> Result<(), HttpConfigError> {

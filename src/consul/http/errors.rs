@@ -56,7 +56,11 @@ const GIVEN_BACK: &str = "client error (Canceled)";
 
 /// A transport error: its class and words. Where nothing was sent, a write is open to be repeated;
 /// hyper tells some of these cases by words alone.
-pub(super) fn of_transport(operation: Operation, error: reqwest::Error) -> (Class, String) {
+pub(super) fn of_transport(
+    operation: Operation,
+    error: reqwest::Error,
+    tls: Tls,
+) -> (Class, String) {
     let (builder, connect) = (error.is_builder(), error.is_connect());
     let text = chain(error);
     if builder {
@@ -66,10 +70,77 @@ pub(super) fn of_transport(operation: Operation, error: reqwest::Error) -> (Clas
         let hint = "Consul refused the connection: too many from this address, or it is not HTTP";
         return (Class::Transient, format!("{hint} ({text})"));
     }
-    if connect || text.contains(GIVEN_BACK) {
-        return (Class::Transient, text);
+    let class = match connect || text.contains(GIVEN_BACK) {
+        true => Class::Transient,
+        false => unanswered(operation),
+    };
+    let closed = CLOSED.iter().any(|words| text.contains(words));
+    let text = match (CURES.iter().any(|(cause, _)| text.contains(cause)), closed, tls) {
+        (false, true, Tls::WithoutIdentity) => format!("{WANTS_IDENTITY} ({text})"),
+        (false, true, Tls::WithIdentity) => format!("{REFUSES_IDENTITY} ({text})"),
+        _ => explained(text),
+    };
+    (class, text)
+}
+
+/// Whether there is TLS, and whether we show who we are. By TLS 1.3 a server looks at that when we have
+/// begun to speak, and mostly its words are lost with the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    No,
+    WithoutIdentity,
+    WithIdentity,
+}
+
+/// How a connection looks that was closed on us.
+const CLOSED: &[&str] = &["connection closed", "broken pipe", "Broken pipe", "onnection reset"];
+const WANTS_IDENTITY: &str = "the connection was closed: if that goes on, Consul wants a client certificate; \
+    see CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY";
+const REFUSES_IDENTITY: &str =
+    "the connection was closed: if that goes on, Consul does not accept the client certificate";
+
+/// What to do about words that name a cause and no cure.
+const CURES: &[(&str, &str)] = &[
+    (
+        "UnknownIssuer",
+        "Consul's certificate is of an authority that is not trusted; name its CA with CONSUL_CACERT",
+    ),
+    (
+        "not valid for name",
+        "Consul's certificate has another name; see CONSUL_HTTP_ADDR and CONSUL_TLS_SERVER_NAME",
+    ),
+    ("certificate expired", "Consul's certificate has expired, or this machine's clock is wrong"),
+    (
+        "certificate not valid yet",
+        "Consul's certificate is not valid yet, or this machine's clock is wrong",
+    ),
+    (
+        "fatal alert: CertificateRequired",
+        "Consul wants a client certificate; see CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY",
+    ),
+    ("fatal alert: ", "Consul does not accept the client certificate, or no connection at all"),
+    (
+        "InvalidContentType",
+        "there is no TLS at that port; Consul's address there begins with http://",
+    ),
+    (
+        "HTTP request to an HTTPS server",
+        "there is TLS at that port; Consul's address there begins with https://",
+    ),
+    ("<html", "not an answer of Consul's, so look at its address"),
+    ("<!DOCTYPE", "not an answer of Consul's, so look at its address"),
+    (
+        "ACL not found",
+        "Consul does not know the token: it was deleted, or is too new, or a wrong one",
+    ),
+];
+
+/// With the cure first, as whatever is too long is cut off at its end.
+pub(super) fn explained(text: String) -> String {
+    match CURES.iter().find(|(cause, _)| text.contains(cause)) {
+        Some((_, cure)) => format!("{cure} ({text})"),
+        None => text,
     }
-    (unanswered(operation), text)
 }
 
 /// An answer with a status other than success.
@@ -79,7 +150,7 @@ pub(super) fn refusal(operation: Operation, status: StatusCode, body: &[u8]) -> 
     let words = match (status.is_redirection(), words.is_empty()) {
         (true, _) => ": redirects are not followed; check Consul's address".to_owned(),
         (false, true) => String::new(),
-        (false, false) => format!(": {words}"),
+        (false, false) => format!(": {}", explained(words)),
     };
     ConsulError { operation, class, message: format!("{}{words}", status.as_u16()) }
 }

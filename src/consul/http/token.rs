@@ -4,12 +4,13 @@
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use reqwest::{Url, header::HeaderValue};
 
 use super::{
+    HttpConfigError,
     files::{LOOK_EVERY, Stamp, stamp},
     login::{Login, LoginSettings},
 };
@@ -112,16 +113,23 @@ pub enum TokenFileError {
 }
 
 impl Tokens {
-    /// `login`: where to log in.
+    /// `login`: where to log in. `patient`: a file that holds no token yet is waited for.
     pub(super) fn new(
         source: &TokenSource,
         clock: &Clock,
         login: Url,
-    ) -> Result<Tokens, TokenFileError> {
+        patient: bool,
+    ) -> Result<Tokens, HttpConfigError> {
         Ok(match source {
             TokenSource::None => Tokens::Fixed(None),
             TokenSource::Value(token) => Tokens::Fixed(Some(token.clone())),
-            TokenSource::File(path) => Tokens::File(TokenFile::open(path, clock.now())?),
+            TokenSource::File(path) => {
+                let file = TokenFile::expect(path, clock.now());
+                if !patient {
+                    file.current(clock.now())?;
+                }
+                Tokens::File(file)
+            }
             TokenSource::Login(settings) => Tokens::Login(Login::new(settings.clone(), login)),
         })
     }
@@ -136,42 +144,56 @@ pub(super) struct TokenFile {
 
 #[derive(Debug)]
 struct Seen {
-    token: Token,
-    stamp: Stamp,
+    /// The last token, and the file that it was in; or why there was never one.
+    known: Result<(Token, Stamp), Arc<TokenFileError>>,
     looked: Instant,
 }
 
 impl TokenFile {
-    fn open(path: &Path, now: Instant) -> Result<TokenFile, TokenFileError> {
-        let stamp = stamp(path)?;
-        let token = Token::new(&fs::read_to_string(path)?)?;
-        let seen = Mutex::new(Seen { token, stamp, looked: now });
-        Ok(TokenFile { path: path.to_owned(), seen })
+    /// It may not be there yet.
+    fn expect(path: &Path, now: Instant) -> TokenFile {
+        let known = read(path).map_err(Arc::new);
+        TokenFile { path: path.to_owned(), seen: Mutex::new(Seen { known, looked: now }) }
     }
 
-    pub(super) fn current(&self, now: Instant) -> Token {
+    /// The token to use now; or what is wrong with the file, if there was never one in it.
+    pub(super) fn current(&self, now: Instant) -> Result<Token, HttpConfigError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if now.since(seen.looked) >= LOOK_EVERY {
             seen.looked = now;
-            if let Some((token, stamp)) = self.changed(&seen) {
-                seen.token = token;
-                seen.stamp = stamp;
+            match &seen.known {
+                Err(_) => seen.known = read(&self.path).map_err(Arc::new),
+                Ok((token, stamp)) => {
+                    if let Some(new) = self.changed(token, *stamp) {
+                        seen.known = Ok(new);
+                    }
+                }
             }
         }
-        seen.token.clone()
+        match &seen.known {
+            Ok((token, _)) => Ok(token.clone()),
+            Err(source) => Err(HttpConfigError::TokenFile {
+                path: self.path.clone(),
+                source: Arc::clone(source),
+            }),
+        }
     }
 
     /// `None` keeps the old token: nothing changed, or the file is missing or in the middle of
     /// being written. The stamp is then kept as well, so that the next look tries again.
-    fn changed(&self, seen: &Seen) -> Option<(Token, Stamp)> {
-        let before = stamp(&self.path).ok().filter(|now| *now != seen.stamp)?;
-        let token = Token::new(&fs::read_to_string(&self.path).ok()?).ok()?;
+    fn changed(&self, old: &Token, seen: Stamp) -> Option<(Token, Stamp)> {
+        let (token, before) = read(&self.path).ok().filter(|(_, now)| *now != seen)?;
         if stamp(&self.path).ok()? != before {
             return None; // written while it was read
         }
         // Half a token is a valid word, too; but not one of the form that Consul gives tokens.
-        (token.is_uuid() || !seen.token.is_uuid()).then_some((token, before))
+        (token.is_uuid() || !old.is_uuid()).then_some((token, before))
     }
+}
+
+fn read(path: &Path) -> Result<(Token, Stamp), TokenFileError> {
+    let before = stamp(path)?;
+    Ok((Token::new(&fs::read_to_string(path)?)?, before))
 }
 
 #[cfg(test)]
@@ -208,12 +230,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, OLD).unwrap();
-        let file = TokenFile::open(&path, at(0)).unwrap();
+        let file = TokenFile::expect(&path, at(0));
         let next = dir.path().join("next");
         fs::write(&next, format!("{NEW}\n")).unwrap();
         fs::rename(&next, &path).unwrap();
-        assert_eq!(word(&file.current(at(0))), OLD);
-        assert_eq!(word(&file.current(at(1))), NEW);
+        assert_eq!(word(&file.current(at(0)).unwrap()), OLD);
+        assert_eq!(word(&file.current(at(1)).unwrap()), NEW);
         assert!(!format!("{file:?}").contains(NEW));
     }
 
@@ -222,25 +244,43 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, OLD).unwrap();
-        let file = TokenFile::open(&path, at(0)).unwrap();
+        let file = TokenFile::expect(&path, at(0));
         let mut seconds = 0;
         for broken in ["", "\n", &NEW[..17], "two words"] {
             seconds += 1;
             fs::write(&path, broken).unwrap();
-            assert_eq!(word(&file.current(at(seconds))), OLD, "{broken:?}");
+            assert_eq!(word(&file.current(at(seconds)).unwrap()), OLD, "{broken:?}");
         }
         fs::remove_file(&path).unwrap();
-        assert_eq!(word(&file.current(at(10))), OLD);
+        assert_eq!(word(&file.current(at(10)).unwrap()), OLD);
         fs::write(&path, NEW).unwrap();
-        assert_eq!(word(&file.current(at(11))), NEW);
+        assert_eq!(word(&file.current(at(11)).unwrap()), NEW);
     }
 
     #[test]
-    fn a_file_without_a_token_is_refused_at_the_start() {
+    fn a_file_without_a_token_is_refused_at_the_start_unless_it_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        assert!(matches!(TokenFile::open(&path, at(0)), Err(TokenFileError::Read(_))));
+        let source = TokenSource::File(path.clone());
+        let login = Url::parse("http://consul/v1/acl/login").unwrap();
+        let made = |patient| Tokens::new(&source, &Clock::boot(), login.clone(), patient);
+        let why = || made(false).err().map(|error| error.to_string()).unwrap();
+        assert!(why().contains("No such file"), "{}", why());
         fs::write(&path, "").unwrap();
-        assert!(matches!(TokenFile::open(&path, at(0)), Err(TokenFileError::Token(_))));
+        assert!(why().contains("the token is empty"), "{}", why());
+        assert!(made(true).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_waited_for_is_used_once_a_token_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let file = TokenFile::expect(&path, at(0));
+        let why = |now| file.current(now).unwrap_err().to_string();
+        assert!(why(at(0)).contains("No such file"), "{}", why(at(0)));
+        fs::write(&path, "").unwrap();
+        assert!(why(at(1)).contains("the token is empty"), "{}", why(at(1)));
+        fs::write(&path, NEW).unwrap();
+        assert_eq!(word(&file.current(at(2)).unwrap()), NEW);
     }
 }

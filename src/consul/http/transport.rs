@@ -1,6 +1,6 @@
 //! One HTTP exchange: permit, token, time limit, size limit.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use reqwest::{
     Method, Response, StatusCode, Url,
@@ -12,7 +12,7 @@ use super::{
     HttpConfig, HttpConfigError,
     address::Address,
     client::Carrier,
-    errors,
+    errors::{self, Tls},
     login::{Answered, LoginError},
     token::{Token, Tokens},
 };
@@ -75,6 +75,7 @@ pub(super) struct Transport {
     calls: Semaphore,
     polls: Semaphore,
     timeout: Duration,
+    tls: Tls,
     clock: Clock,
 }
 
@@ -85,14 +86,18 @@ impl Transport {
         login: Url,
         clock: Clock,
     ) -> Result<Transport, HttpConfigError> {
-        let tokens = Tokens::new(&config.token, &clock, login)
-            .map_err(|error| HttpConfigError::TokenFile(Arc::new(error)))?;
+        let tokens = Tokens::new(&config.token, &clock, login, config.wait_for_files)?;
         Ok(Transport {
             carrier: Carrier::new(config, address, clock.now())?,
             tokens,
             calls: Semaphore::new(config.max_in_flight.max(1)),
             polls: Semaphore::new(config.max_polls.max(1)),
             timeout: config.timeout,
+            tls: match (address.is_https(), &config.client_cert) {
+                (false, _) => Tls::No,
+                (true, None) => Tls::WithoutIdentity,
+                (true, Some(_)) => Tls::WithIdentity,
+            },
             clock,
         })
     }
@@ -146,7 +151,10 @@ impl Transport {
     async fn token(&self, operation: Operation) -> Result<Option<Token>, ConsulError> {
         match &self.tokens {
             Tokens::Fixed(token) => Ok(token.clone()),
-            Tokens::File(file) => Ok(Some(file.current(self.clock.now()))),
+            Tokens::File(file) => {
+                let token = file.current(self.clock.now()).map(Some);
+                token.map_err(|error| awaits(operation, &error))
+            }
             Tokens::Login(login) => {
                 let send = async |body| self.send_login(login.url.clone(), body).await;
                 let token = login.token(&self.clock, send).await;
@@ -194,10 +202,11 @@ impl Transport {
     async fn send(&self, call: Call, token: Option<&Token>) -> Result<Reply, ConsulError> {
         let operation = call.operation;
         let broken = |error: reqwest::Error| {
-            let (class, message) = errors::of_transport(operation, error);
+            let (class, message) = errors::of_transport(operation, error, self.tls);
             ConsulError { operation, class, message }
         };
-        let client = self.carrier.client(self.clock.now());
+        let client =
+            self.carrier.client(self.clock.now()).map_err(|error| awaits(operation, &error))?;
         let mut request = client.request(call.method, call.url);
         if let Some(token) = token {
             request = request.header("X-Consul-Token", token.header());
@@ -221,6 +230,12 @@ impl Transport {
         let body = whole(operation, &mut response, call.body_max).await?;
         Ok(Reply { status, body, index, filtered, date })
     }
+}
+
+/// Nothing can be sent before somebody puts a file right.
+fn awaits(operation: Operation, error: &HttpConfigError) -> ConsulError {
+    let message = format!("{error}; it is read again until it is put right");
+    ConsulError { operation, class: Class::Transient, message }
 }
 
 fn redacted(error: ConsulError, token: Option<&Token>) -> ConsulError {
