@@ -43,7 +43,7 @@ pub struct ConsulConfig {
     /// Keep data on disk, so that [`Server::kill`] and [`Server::start_again`] lose nothing.
     /// Otherwise it is a `-dev` agent that forgets everything when it ends.
     pub persistent: bool,
-    /// Serve plain HTTP on these addresses as well, such as [`crate::Cluster::gateway`].
+    /// Serve on these addresses as well, such as [`crate::Cluster::gateway`].
     pub also_on: Vec<Ipv4Addr>,
     /// Answer DNS on port 53 of this address, such as [`crate::Cluster::gateway`]; that takes root.
     /// A service `x` of its catalog is there called `x.service.consul`.
@@ -331,6 +331,7 @@ fn agent_config(
     for address in &config.also_on {
         http.push_str(&format!(" {address}"));
     }
+    let all = http.clone();
     if config.unix_socket {
         http.push_str(&format!(" unix://{}", unix_socket(folder).display()));
     }
@@ -338,7 +339,7 @@ fn agent_config(
     let mut file = json!({
         "node_name": node,
         "bind_addr": ip,
-        "addresses": {"http": http, "https": ip},
+        "addresses": {"http": http, "https": all},
         "ports": {
             "http": place.http.number(), "https": https,
             "server": place.rpc.number(), "serf_lan": place.serf.number(),

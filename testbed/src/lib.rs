@@ -50,7 +50,7 @@ pub use folder::{Folder, tail};
 pub use helm::Helm;
 pub use http::{Reply, request};
 pub use image::{BACKEND_IMAGE, Image, ImageConfig, Layer, PRODUCT_IMAGE, ProductImage};
-pub use node::{Cluster, Island, PodCut};
+pub use node::{Cluster, Enforced, Island, PodCut};
 pub use ports::Port;
 pub use postgres::{Database, Postgres};
 pub use process::{BedError, Recipe, Server};

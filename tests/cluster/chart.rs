@@ -1,11 +1,19 @@
 //! The chart on a real node with the real Helm: installed, examined, upgraded, rolled back and
 //! uninstalled, while a pod leads.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    process::Command,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use testbed::{Cluster, Consul, Helm, chart, run, say, tools::Tool, wait_for};
+use testbed::{
+    Authority, CertFiles, Cluster, Consul, Enforced, Folder, Helm, Stopwatch, chart, request, run,
+    say, tools::Tool, wait_for,
+};
 
 use crate::{
     bed::{PATIENCE, Space, disturbed_cluster, pod},
@@ -80,6 +88,15 @@ impl Scene {
     fn helm_about(&self, what: &[&str], more: &[&str]) -> String {
         let release = [RELEASE, "--namespace", &self.own.namespace];
         self.helm.run(&[what, &release, more].concat()).unwrap()
+    }
+
+    /// Puts the NetworkPolicy into force that the chart is about to make.
+    fn enforce(&self) -> Enforced<'static> {
+        let args = ["template", RELEASE, "--namespace", &self.own.namespace];
+        let args = [&args[..], &["--show-only", "templates/networkpolicy.yaml"]].concat();
+        let policy = self.helm.with_chart(&args, &self.values).unwrap();
+        let policy: Value = serde_saphyr::from_str(policy.trim_start_matches("---\n")).unwrap();
+        self.own.cluster.enforce(&policy).unwrap()
     }
 
     /// A pod, its Service, and a claim that elects it.
@@ -224,6 +241,7 @@ fn start(log: &str) -> Duration {
 fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_uninstall() {
     let Some(cluster) = disturbed_cluster() else { return };
     let scene = Scene::set(*cluster);
+    let enforced = scene.enforce();
     let notes = scene.helm("install", &scene.values);
     assert!(notes.contains("looks after all namespaces"), "{notes}");
     let pods = scene.pods();
@@ -242,18 +260,20 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     let row = said.lines().find(|line| line.starts_with("RBAC: patch on consullocks/status "));
     assert!(row.is_some_and(|row| row.contains(" OK ")) && !said.contains("cannot tell"), "{said}");
 
-    // From the token of a Secret to a login by the service account.
+    confined(&scene, enforced);
+
+    // From the token of a Secret to a login by the service account, and to TLS.
     open_the_door(&scene);
-    let mut by_login = scene.values.clone();
-    by_login["consul"]["tokenSecret"] = json!({"name": ""});
-    by_login["consul"]["login"] = json!({"authMethod": "kubernetes"});
-    scene.helm("upgrade", &by_login);
+    let rotation = Rotation::prepare(&scene);
+    scene.helm("upgrade", &rotation.values());
     let env = |pod: &Value| pod["spec"]["containers"][0]["env"].to_string();
     let all = |with: bool| {
         scene.pods().iter().all(|pod| env(pod).contains("CONSUL_LOGIN_AUTH_METHOD") == with)
     };
     assert!(all(true));
     assert!(logins(&scene.consul) >= 2);
+    assert_eq!(scene.led(), tenure);
+    rotation.turn();
     assert_eq!(scene.led(), tenure);
     scene.helm_about(&["rollback"], &["--wait", "--timeout=120s"]);
     assert!(all(false));
@@ -275,6 +295,138 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     .unwrap();
     assert!(!scene.claims.get("consullock", NAME)["metadata"]["finalizers"].is_null());
     finish(&scene, &notes);
+}
+
+/// With the policy in force nobody gets in, and a controller's pod gets out to no other port than it
+/// needs, which without it is no matter.
+fn confined(scene: &Scene, enforced: Enforced<'_>) {
+    let pod = scene.pods().remove(0);
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    let address: Ipv4Addr = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
+    let gets_in = || request((address, 8080).into(), "GET", "/metrics", &[], b"").is_ok();
+    let host = TcpListener::bind((scene.own.cluster.gateway(), 0)).unwrap();
+    host.set_nonblocking(true).unwrap();
+    let elsewhere = format!("--consul-http-addr={}", host.local_addr().unwrap());
+    let gets_out = || {
+        let run = ["/consul-lock", "run", "--key=x", "--retries=0", &elsewhere, "--", "/no"];
+        let said = scene.own.try_kubectl(&[&["exec", name, "--"], &run[..]].concat()).unwrap_err();
+        (host.accept().is_ok(), said.to_string())
+    };
+    assert!(!gets_in(), "a stranger gets at the metrics");
+    let (out, said) = gets_out();
+    assert!(!out && said.contains("Consul is out of reach"), "{said}");
+    drop(enforced);
+    assert!(gets_in() && gets_out().0, "it is the policy that keeps them apart");
+}
+
+/// Certificates and CA that change while the release runs, and Consul with them.
+struct Rotation<'a> {
+    scene: &'a Scene,
+    new: Authority,
+    /// Has the new authority's files.
+    _folder: Folder,
+}
+
+impl<'a> Rotation<'a> {
+    /// The Secrets as they are at first.
+    fn prepare(scene: &'a Scene) -> Rotation<'a> {
+        let folder = Folder::new("rotation").unwrap();
+        let new = Authority::create(folder.path(), "new").unwrap();
+        let rotation = Rotation { scene, new, _folder: folder };
+        rotation.put_ca(&fs::read_to_string(scene.consul.ca_file().unwrap()).unwrap());
+        rotation.put_client(scene.consul.client_cert().unwrap());
+        rotation
+    }
+
+    fn put(&self, secret: &[&str]) {
+        let made = [&["create", "secret"], secret, &["--dry-run=client", "-o", "json"]].concat();
+        let made = self.scene.own.kubectl(&made);
+        self.scene.own.apply(&serde_json::from_str(&made).unwrap());
+    }
+
+    fn put_ca(&self, pem: &str) {
+        self.put(&["generic", "consul-ca", &format!("--from-literal=ca.crt={pem}")]);
+    }
+
+    fn put_client(&self, files: &CertFiles) {
+        let [cert, key] = [("cert", &files.cert), ("key", &files.key)]
+            .map(|(flag, path)| format!("--{flag}={}", path.display()));
+        self.put(&["tls", "consul-client", &cert, &key]);
+    }
+
+    fn values(&self) -> Value {
+        let mut values = self.scene.values.clone();
+        let port = self.scene.consul.https().port();
+        values["consul"] = json!({
+            "address": format!("https://locks.service.consul:{port}"),
+            "tls": {
+                "caSecret": {"name": "consul-ca"},
+                "clientSecret": {"name": "consul-client"},
+                "serverName": "localhost",
+            },
+            "login": {"authMethod": "kubernetes"},
+        });
+        values
+    }
+
+    /// Both sides trust both CAs, have new certificates, and trust the new CA alone.
+    fn turn(&self) {
+        let theirs = |name: &str| self.scene.consul.ca_file().unwrap().with_file_name(name);
+        let [old, new] = [self.scene.consul.ca_file().unwrap(), self.new.ca_file()]
+            .map(|file| fs::read_to_string(file).unwrap());
+        let both = format!("{old}{new}");
+        self.put_ca(&both);
+        self.noticed(1);
+        let server = self.new.server("server", &[], &[]).unwrap();
+        fs::copy(server.cert, theirs("consul-server.crt")).unwrap();
+        fs::copy(server.key, theirs("consul-server.key")).unwrap();
+        fs::write(theirs("consul-ca.pem"), both).unwrap();
+        // With all connections.
+        self.scene.consul.server().kill().unwrap();
+        self.scene.consul.server().start_again().unwrap();
+        self.put_client(&self.new.client("controller", None).unwrap());
+        self.put_ca(&new);
+        self.noticed(2);
+        fs::write(theirs("consul-ca.pem"), &new).unwrap();
+        assert!(self.scene.consul.request("PUT", "/v1/agent/reload", b"").unwrap().ok());
+        let before = self.renewals();
+        let renewed = || (self.renewals() >= before + 2.0).then_some(());
+        wait_for("renewals with the new certificate", PATIENCE, renewed).unwrap();
+        for pod in self.scene.pods() {
+            assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], json!(0), "{pod:#}");
+        }
+    }
+
+    /// Waits until the leader has noticed so many changes; who stands by asks Consul nothing. The
+    /// kubelet looks at a pod's Secrets when the pod changes, or after a minute; it may not have heard
+    /// of theirs yet.
+    fn noticed(&self, times: usize) {
+        let (own, watch) = (&self.scene.own, Stopwatch::start());
+        let controllers = "--selector=app.kubernetes.io/component=controller";
+        let seen = || {
+            let nudge = format!("nudge={}", watch.elapsed().as_millis());
+            own.kubectl(&["annotate", "pods", controllers, "--overwrite", &nudge]);
+            let logs = own.kubectl(&["logs", controllers, "--tail=-1"]);
+            let words = "CA or client certificate for Consul changed";
+            (logs.matches(words).count() >= times).then_some(())
+        };
+        wait_for(format!("change {times} to be noticed"), PATIENCE, seen).unwrap();
+    }
+
+    /// How many sessions the leader has renewed.
+    fn renewals(&self) -> f64 {
+        let namespace = &self.scene.own.namespace;
+        let pods = self.scene.pods();
+        let names = pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str());
+        let counts = names.filter_map(|name| {
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:8080/proxy/metrics");
+            let text = self.scene.own.kubectl(&["get", "--raw", &path]);
+            let series = "consul_lock_renewals_total{result=\"ok\"} ";
+            let line = text.lines().find_map(|line| line.strip_prefix(series));
+            line.and_then(|count| count.parse::<f64>().ok())
+        });
+        counts.sum()
+    }
 }
 
 /// A definition that lacks a field gets it as the chart's README says, while claims are held.

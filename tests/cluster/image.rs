@@ -35,13 +35,15 @@ pub(crate) fn import(cluster: &Cluster) {
 }
 
 /// A Consul that a cluster's pods reach by a name that only DNS knows, and that name with the port.
-/// No two of them at once on one cluster.
-pub(crate) fn consul_by_name(cluster: &Cluster, acl: bool) -> (Consul, String) {
+/// No two of them at once on one cluster. Hardened, it denies by default and has an HTTPS port as well.
+pub(crate) fn consul_by_name(cluster: &Cluster, hardened: bool) -> (Consul, String) {
     let gateway = cluster.gateway();
     let config = ConsulConfig {
         also_on: vec![gateway],
         dns_on: Some(gateway),
-        acl,
+        acl: hardened,
+        tls: hardened,
+        persistent: hardened,
         ..ConsulConfig::default()
     };
     let consul = Consul::start(config).unwrap();

@@ -22,6 +22,7 @@ mod kubelet;
 mod leftovers;
 mod loops;
 mod network;
+mod policy;
 mod slot;
 
 use std::ffi::OsStr;
@@ -65,6 +66,18 @@ impl Drop for PodCut<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.network.heal_pod(self.pod) {
             say(format!("{} may still be cut off: {error}", self.pod));
+        }
+    }
+}
+
+/// A NetworkPolicy in force. Dropping this ends it.
+#[derive(Debug)]
+pub struct Enforced<'a>(&'a Network);
+
+impl Drop for Enforced<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.nft(&format!("delete table ip {}", policy::TABLE)) {
+            say(format!("a NetworkPolicy may still be in force: {error}"));
         }
     }
 }
@@ -285,6 +298,19 @@ impl Cluster {
     pub fn cut_pod(&self, pod: Ipv4Addr) -> Result<PodCut<'_>, BedError> {
         self.network.cut_pod(pod)?;
         Ok(PodCut { network: &self.network, pod })
+    }
+
+    /// Puts a NetworkPolicy into force for all pods, whichever it selects.
+    ///
+    /// # Errors
+    /// It is not understood to its last field, or one is in force already.
+    pub fn enforce(&self, policy: &serde_json::Value) -> Result<Enforced<'_>, BedError> {
+        let rules = policy::rules(policy, &self.network.pod_range())
+            .map_err(|why| BedError::Impossible(format!("a NetworkPolicy: {why}")))?;
+        self.network.nft(&format!("create table ip {}", policy::TABLE))?;
+        let enforced = Enforced(&self.network);
+        self.network.nft(&rules)?;
+        Ok(enforced)
     }
 
     /// A command on the host's files and inside the cluster's network, such as a client of its

@@ -175,6 +175,12 @@ impl Network {
         self.shell(&format!("pod={pod} {HEAL_POD}"))
     }
 
+    /// Puts rules into force, or takes them back.
+    pub(super) fn nft(&self, rules: &str) -> Result<(), BedError> {
+        let [enter, namespace] = self.enter().try_into().unwrap_or_default();
+        run(Command::new(enter).arg(namespace).arg("nft").arg(rules), ALLOWED).map(drop)
+    }
+
     fn shell(&self, script: &str) -> Result<(), BedError> {
         let [a, b, c, _] = self.slot.address(0).octets();
         let mut command = Command::new("sh");
