@@ -40,8 +40,13 @@ test: tools ## run every test, from unit tests to real servers
 	$(CARGO) test --locked --workspace --lib --bins --examples --test '[!s]*'
 	RUST_TEST_THREADS=$(WAITING) $(CARGO) test --locked --workspace --test 's*'
 	$(CARGO) test --locked --workspace --doc
-	@echo "RBAC: what was granted, and what was used"
-	$(CARGO) run --quiet --locked --package testbed -- rights $(AUDIT)
+	@if [ "$$TESTBED_POSTGRES" = required ]; then \
+		echo "RBAC: what was granted, and what was used"; \
+		$(CARGO) run --quiet --locked --package testbed -- rights $(AUDIT); \
+	else \
+		echo "NOT COMPARED: what was granted and what was used, as tests may have been skipped:" \
+			"TESTBED_POSTGRES=required"; \
+	fi
 
 soak: servers ## take Consul's servers away under held locks, fifty times each way; most of an hour
 	ROUNDS=50 $(CARGO) test --locked --test servers run::cluster
