@@ -10,10 +10,7 @@
 use std::{
     future::{Future, IntoFuture},
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -51,12 +48,11 @@ pub struct Alive(Arc<Mutex<Vec<(&'static str, AbortHandle)>>>);
 impl Alive {
     /// From now on the process counts as alive only while `task` has not ended.
     pub fn watch(&self, name: &'static str, task: AbortHandle) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.push((name, task));
+        lock(&self.0).push((name, task));
     }
 
     fn parts(&self) -> Vec<Line> {
-        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tasks = lock(&self.0);
         let parts = tasks.iter().map(|(name, task)| (*name, !task.is_finished(), String::new()));
         parts.collect()
     }
@@ -71,8 +67,8 @@ pub struct Ready(Arc<Mutex<Vec<Part>>>);
 #[must_use = "the process is not ready before this part reports that it is"]
 pub struct Part {
     name: &'static str,
-    done: Arc<AtomicBool>,
-    waits_for: Arc<Mutex<String>>,
+    /// What it waits for, as far as it told; `None`: it is ready.
+    waits_for: Arc<Mutex<Option<String>>>,
 }
 
 /// A line of a probe's answer: the part, whether it is well, and what it waits for.
@@ -81,9 +77,8 @@ type Line = (&'static str, bool, String);
 impl Ready {
     /// From now on the process is not ready before [`Part::ready`] was called.
     pub fn part(&self, name: &'static str) -> Part {
-        let part = Part { name, done: Arc::default(), waits_for: Arc::default() };
-        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.push(part.clone());
+        let part = Part { name, waits_for: Arc::new(Mutex::new(Some(String::new()))) };
+        lock(&self.0).push(part.clone());
         part
     }
 
@@ -93,33 +88,36 @@ impl Ready {
     }
 
     fn parts(&self) -> Vec<Line> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().map(|part| (part.name, part.is_ready(), part.trouble())).collect()
+        let line = |part: &Part| {
+            let waits_for = lock(&part.waits_for).clone();
+            (part.name, waits_for.is_none(), waits_for.unwrap_or_default())
+        };
+        lock(&self.0).iter().map(line).collect()
     }
 }
 
 impl Part {
     /// It has happened. Calling this again changes nothing.
     pub fn ready(&self) {
-        self.done.store(true, Ordering::Release);
+        *lock(&self.waits_for) = None;
     }
 
     /// What it waits for, in one line, until it is ready.
     pub fn waits_for(&self, what: impl Into<String>) {
-        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what.into();
-    }
-
-    fn trouble(&self) -> String {
-        match self.is_ready() {
-            true => String::new(),
-            false => self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        if let Some(waits_for) = lock(&self.waits_for).as_mut() {
+            *waits_for = what.into();
         }
     }
 
     /// Whether it has happened.
     pub fn is_ready(&self) -> bool {
-        self.done.load(Ordering::Acquire)
+        lock(&self.waits_for).is_none()
     }
+}
+
+/// What stands in it is whole, whoever panicked meanwhile.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves `admin` on `listener` until `stop` is ready, and then for at most half a second more.
