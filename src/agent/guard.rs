@@ -1,9 +1,10 @@
 //! The guard: the process between `run` and its command.
 //!
-//! It waits beside `run` for the lock. Once that is held it starts the command, learns each new deadline through a socket, and ends everything that came
-//! of the command when a deadline passes, when it is told to, or when `run` is gone. One thread, and
-//! one beside it for the [cgroup](super::cgroup), no runtime, and nothing that allocates once it
-//! waits.
+//! It waits beside `run` for the lock. Once that is held it starts the command, learns each new
+//! deadline through a socket, and ends everything that came of the command when a deadline passes,
+//! when it is told to, or when `run` is gone. One thread, and one beside it for the
+//! [cgroup](super::cgroup), no runtime, and nothing that allocates once it watches over the
+//! command.
 //!
 //! # Guarantees
 //! SIGTERM at the first deadline and SIGKILL at the second, on the clock that also counts suspend,

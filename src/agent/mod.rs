@@ -1,8 +1,9 @@
 //! Holds a lock where the work is: `consul-lock run -- CMD`, and beside the work: `consul-lock agent`.
 //!
-//! Of `run` there are three processes. `run` ([`run()`]) keeps session and key. The *guard* ([`guard()`]), the same
-//! binary without a runtime, waits for the lock beside it, is the parent of the command and of
-//! everything that comes of it, and knows until when that may go on. The command does the work. The agent and its guard: [`agent()`].
+//! Of `run` there are three processes. `run` ([`run()`]) keeps session and key. The *guard*
+//! ([`guard()`]), the same binary without a runtime, waits for the lock beside it, is the parent of
+//! the command and of everything that comes of it, and knows until when that may go on. The command
+//! does the work. The agent and its guard: [`agent()`].
 //!
 //! # Guarantees
 //! When the lock is lost, or [`Notice`] before *valid until*, the command's processes are sent
