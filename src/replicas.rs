@@ -22,7 +22,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -36,6 +36,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
+use parking_lot::Mutex;
 use rand::{RngExt, rngs::SmallRng};
 
 use crate::clock::{Clock, Elapsed, Instant};
@@ -51,7 +52,7 @@ pub use judge::{TimingError, Timings};
 #[derive(Clone, Debug)]
 pub struct Leadership {
     clock: Clock,
-    /// A std mutex: held for one copy, never across an await.
+    /// No mutex of tokio's: held for one copy, never across an await.
     valid_until: Arc<Mutex<Option<Instant>>>,
     /// Another replica was seen in the Lease, and this one has not led since.
     succeeded: Arc<AtomicBool>,
@@ -82,18 +83,14 @@ impl Leadership {
     }
 
     fn valid_until(&self) -> Option<Instant> {
-        *self.lock()
+        *self.valid_until.lock()
     }
 
     fn set(&self, valid_until: Option<Instant>) {
         if valid_until.is_some() {
             self.succeeded.store(false, Ordering::Relaxed);
         }
-        *self.lock() = valid_until;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.valid_until.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.valid_until.lock() = valid_until;
     }
 }
 

@@ -1,10 +1,8 @@
 //! Pods without a kubelet, their Services and claims, and a watch on their EndpointSlices.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     api::ConsulLock,
@@ -123,14 +121,14 @@ impl Cast {
     /// been ready for the shortest.
     pub(crate) async fn replace(&self, name: &str, pod: &str) -> Outcome<()> {
         self.pods.delete(pod, &DeleteParams::default().grace_period(0)).await?;
-        *lock(&self.restarts).entry(pod.to_owned()).or_default() += 1;
+        *self.restarts.lock().entry(pod.to_owned()).or_default() += 1;
         self.enter(name, pod).await
     }
 
     /// Waits until nobody is served.
     pub(crate) async fn vacant(&self, name: &str) -> Outcome<()> {
         let mut changes = self.changes.subscribe();
-        let gone = || !lock(&self.led).contains_key(name);
+        let gone = || !self.led.lock().contains_key(name);
         let waited = self.clock.timeout(PATIENCE, changes.wait_for(|_| gone())).await.is_ok();
         waited.then_some(()).ok_or_else(|| Failure::InVain(format!("the end of {name}'s traffic")))
     }
@@ -159,7 +157,7 @@ impl Cast {
 
     /// The kubelet reports that the container was restarted, and is ready again.
     pub(crate) async fn restart(&self, pod: &str) -> Outcome<()> {
-        *lock(&self.restarts).entry(pod.to_owned()).or_default() += 1;
+        *self.restarts.lock().entry(pod.to_owned()).or_default() += 1;
         self.report(pod, true).await
     }
 
@@ -169,7 +167,7 @@ impl Cast {
     }
 
     async fn report(&self, pod: &str, runs: bool) -> Outcome<()> {
-        let restarts = lock(&self.restarts).get(pod).copied().unwrap_or(0);
+        let restarts = self.restarts.lock().get(pod).copied().unwrap_or(0);
         let id = format!("bench://{pod}-{restarts}");
         let state = match runs {
             true => json!({ "running": { "startedAt": "2026-01-02T03:04:05Z" } }),
@@ -209,7 +207,7 @@ impl Cast {
     /// Waits for an endpoint of a later tenure.
     pub(crate) async fn next(&self, name: &str, after: u64) -> Outcome<Led> {
         let mut changes = self.changes.subscribe();
-        let found = || lock(&self.led).get(name).filter(|led| led.token > after).cloned();
+        let found = || self.led.lock().get(name).filter(|led| led.token > after).cloned();
         let wait = changes.wait_for(|_| found().is_some());
         let waited = self.clock.timeout(PATIENCE, wait).await.is_ok();
         found().filter(|_| waited).ok_or_else(|| Failure::InVain(format!("a leader of {name}")))
@@ -234,10 +232,6 @@ fn object<T: serde::de::DeserializeOwned>(value: Value) -> Outcome<T> {
     serde_json::from_value(value).map_err(|error| Failure::Odd(error.to_string()))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 async fn follow(
     slices: Api<EndpointSlice>,
     clock: Clock,
@@ -253,7 +247,7 @@ async fn follow(
         let token = token.and_then(|token| token.parse().ok());
         let pod = slice.endpoints.first().and_then(|one| one.target_ref.as_ref()?.name.clone());
         let (Some(service), slice) = (service, slice.name_any()) else { continue };
-        let mut led = lock(&led);
+        let mut led = led.lock();
         match (token, pod) {
             (Some(token), Some(pod)) => {
                 led.insert(service, Led { pod, token, slice, seen });

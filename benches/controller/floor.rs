@@ -1,9 +1,8 @@
 //! The floor: a bare client that makes the calls which a claim needs, and nothing else.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     api::ConsulLockStatus,
@@ -100,14 +99,13 @@ impl Floor {
         self.writer.patch_status(name, &params, &Patch::Merge(patch)).await?;
         drop(turn);
         let status = self.clock.now();
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.sessions.lock().push(id);
         Ok(Steps { sent, created, finalizer, session, locked, status })
     }
 
     /// Ends the sessions, which nobody renews.
     pub(crate) async fn end_sessions(&self) -> Outcome<()> {
-        let made =
-            std::mem::take(&mut *self.sessions.lock().unwrap_or_else(PoisonError::into_inner));
+        let made = std::mem::take(&mut *self.sessions.lock());
         let end = async |session: SessionId| self.consul.destroy_session(&session).await;
         let ended = stream::iter(made).map(end).buffer_unordered(WRITES);
         Ok(ended.try_collect().await?)

@@ -1,10 +1,8 @@
 //! When a claim was seen `Held`: one watch on each namespace, as any user of the API has one.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     api::{ConsulLock, Phase},
@@ -56,7 +54,7 @@ impl Sight {
     }
 
     fn look(&self, names: &[String]) -> Option<Vec<Seen>> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock();
         names
             .iter()
             .map(|name| seen.get(name).copied().filter(|seen| seen.held.is_some()))
@@ -66,7 +64,7 @@ impl Sight {
     fn take_in(&self, claim: &ConsulLock) {
         let now = self.clock.now();
         let name = claim.metadata.name.clone().unwrap_or_default();
-        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.seen.lock();
         let seen = all.entry(name).or_default();
         if claim.metadata.finalizers.as_ref().is_some_and(|names| !names.is_empty()) {
             seen.finalizer.get_or_insert(now);

@@ -10,13 +10,9 @@
 //! ACLs and no health checks: a session that names a check is refused, as by a Consul that does
 //! not know the check.
 
-use std::{
-    fmt,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
@@ -100,7 +96,7 @@ impl FakeConsul {
     /// queries hear of what changed.
     fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
         let now = self.0.clock.now();
-        let mut store = self.store();
+        let mut store = self.0.store.lock();
         store.advance(now);
         let answer = act(&mut store, now);
         if std::mem::take(&mut store.wakes) {
@@ -110,10 +106,6 @@ impl FakeConsul {
     }
 
     /// A panic in a test's own closure must not turn every later call into another one.
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.0.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Blocks as Consul does: until `look` answers or the wait is over, then answers `last`.
     async fn block<T>(
         &self,

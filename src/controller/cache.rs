@@ -15,7 +15,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use futures::{Stream, StreamExt};
@@ -23,6 +23,7 @@ use kube::{
     Resource, ResourceExt,
     runtime::watcher::{self, Event},
 };
+use parking_lot::RwLock;
 use tokio::sync::{broadcast, watch};
 
 use crate::telemetry::Metrics;
@@ -88,6 +89,7 @@ pub(super) struct Touched {
 /// All objects of one kind, as last seen.
 pub(super) struct Cache<K> {
     kind: &'static str,
+    /// A panic elsewhere leaves whole objects behind.
     objects: RwLock<Objects<K>>,
     touched: broadcast::Sender<Touched>,
     watches: usize,
@@ -194,35 +196,36 @@ impl<K: Cached> Cache<K> {
     }
 
     pub(super) fn get(&self, name: &ObjectName) -> Option<Arc<K>> {
-        self.read().by_name.get(name).cloned()
+        self.objects.read().by_name.get(name).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<K>> {
-        self.read().by_name.values().cloned().collect()
+        self.objects.read().by_name.values().cloned().collect()
     }
 
     /// Everything that can be found by `key`.
     pub(super) fn by(&self, key: &str) -> Vec<Arc<K>> {
-        let objects = self.read();
+        let objects = self.objects.read();
         let names = objects.by_key.get(key).into_iter().flatten();
         names.filter_map(|name| objects.by_name.get(name).cloned()).collect()
     }
 
     /// The names of everything that can be found by `key`.
     pub(super) fn names_by(&self, key: &str) -> Vec<ObjectName> {
-        self.read().by_key.get(key).into_iter().flatten().cloned().collect()
+        self.objects.read().by_key.get(key).into_iter().flatten().cloned().collect()
     }
 
     /// An object as it was when it went, if it was seen going and that is not too long ago.
     pub(super) fn last_of(&self, uid: &str) -> Option<Arc<K>> {
-        let objects = self.read();
+        let objects = self.objects.read();
         let of = |gone: &&Arc<K>| gone.meta().uid.as_deref() == Some(uid);
         objects.gone.iter().rev().find(of).cloned()
     }
 
     /// The names of everything, or of everything in one namespace.
     pub(super) fn names(&self, namespace: Option<&str>) -> Vec<ObjectName> {
-        self.read()
+        self.objects
+            .read()
             .by_name
             .keys()
             .filter(|name| namespace.is_none_or(|namespace| *name.namespace == *namespace))
@@ -309,7 +312,7 @@ impl<K: Cached> Cache<K> {
         listing: &mut Option<HashSet<ObjectName>>,
         event: Event<K>,
     ) -> Vec<Touched> {
-        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let mut objects = self.objects.write();
         let touched = |name, keys: Vec<String>| Touched { name, keys: keys.into() };
         match event {
             Event::Init => {
@@ -358,11 +361,6 @@ impl<K: Cached> Cache<K> {
                 listing.done.insert(namespace.map(str::to_owned));
             }
         });
-    }
-
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Objects<K>> {
-        // A panic elsewhere leaves whole objects behind.
-        self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,12 +7,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
+use parking_lot::Mutex;
 
 use super::{cache::ObjectName, recorded::Followed};
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     names::FencingToken,
 };
 
-/// Everything remembered, by claim.
+/// Everything remembered, by claim. Every change is complete before anything can panic.
 #[derive(Default)]
 pub(super) struct Ledger(Mutex<Books>);
 
@@ -91,7 +92,7 @@ struct Noticed {
 impl Ledger {
     /// Remembers the claim; returns when this leader first met it.
     pub(super) fn meet(&self, id: &ClaimId, name: &ObjectName, now: Instant) -> Instant {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let entry = books.claims.entry(id.clone()).or_insert_with(|| Entry {
             name: name.clone(),
             since: now,
@@ -116,7 +117,7 @@ impl Ledger {
 
     /// Remembers that the claim is being deleted; returns since when this leader knows.
     pub(super) fn part(&self, id: &ClaimId, now: Instant) -> Instant {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let entry = books.claims.get_mut(id);
         entry.map_or(now, |entry| *entry.parting_since.get_or_insert(now))
     }
@@ -131,7 +132,7 @@ impl Ledger {
         unreachable: bool,
         now: Instant,
     ) -> (Option<Instant>, Option<Instant>) {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let Some(entry) = books.claims.get_mut(id) else {
             return (unready.then_some(now), unreachable.then_some(now));
         };
@@ -151,7 +152,7 @@ impl Ledger {
 
     /// Remembers that a pod is about to be given the badge.
     pub(super) fn dresses(&self, id: &ClaimId, badged: Badged) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.worn.retain(|worn| worn.badged.uid != badged.uid);
             entry.worn.push(Worn { badged, over: None });
         }
@@ -159,7 +160,7 @@ impl Ledger {
 
     /// A pod of this version was given the badge.
     pub(super) fn dressed(&self, id: &ClaimId, uid: &str, over: Option<&String>) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             for worn in entry.worn.iter_mut().filter(|worn| *worn.badged.uid == *uid) {
                 worn.over = over.cloned();
             }
@@ -168,7 +169,7 @@ impl Ledger {
 
     /// A pod was relieved of its badge.
     pub(super) fn stripped(&self, id: &ClaimId, uid: &Arc<str>) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.worn.retain(|worn| worn.badged.uid != *uid);
             entry.relieved = Some(Arc::clone(uid));
         }
@@ -177,17 +178,17 @@ impl Ledger {
     /// The pod that was relieved of the badge last, by UID: a label that an earlier term sent comes
     /// too late there.
     pub(super) fn relieved(&self, id: &ClaimId) -> Option<Arc<str>> {
-        self.books().claims.get(id)?.relieved.clone()
+        self.0.lock().claims.get(id)?.relieved.clone()
     }
 
     /// The pods that may wear the badge, whatever the cache says.
     pub(super) fn worn(&self, id: &ClaimId) -> Vec<Worn> {
-        self.books().claims.get(id).map(|entry| entry.worn.clone()).unwrap_or_default()
+        self.0.lock().claims.get(id).map(|entry| entry.worn.clone()).unwrap_or_default()
     }
 
     /// Remembers that a slice is about to be given an endpoint. `blank`: the slice without it.
     pub(super) fn fills(&self, id: &ClaimId, blank: EndpointSlice) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.filled.retain(|filled| filled.metadata.name != blank.metadata.name);
             entry.filled.push(blank);
         }
@@ -195,7 +196,7 @@ impl Ledger {
 
     /// A slice was emptied.
     pub(super) fn empties(&self, id: &ClaimId, name: &str) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.filled.retain(|filled| filled.metadata.name.as_deref() != Some(name));
             entry.emptied.insert(name.to_owned());
         }
@@ -203,55 +204,55 @@ impl Ledger {
 
     /// The slices that were emptied at least once: what an earlier term sent comes too late there.
     pub(super) fn emptied(&self, id: &ClaimId) -> BTreeSet<String> {
-        self.books().claims.get(id).map(|entry| entry.emptied.clone()).unwrap_or_default()
+        self.0.lock().claims.get(id).map(|entry| entry.emptied.clone()).unwrap_or_default()
     }
 
     /// The slices that may have an endpoint, whatever the cache says.
     pub(super) fn filled(&self, id: &ClaimId) -> Vec<EndpointSlice> {
-        self.books().claims.get(id).map(|entry| entry.filled.clone()).unwrap_or_default()
+        self.0.lock().claims.get(id).map(|entry| entry.filled.clone()).unwrap_or_default()
     }
 
     /// Remembers what has run.
     pub(super) fn learns(&self, id: &ClaimId, runs: &Runs) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.runs.clone_from(runs);
         }
     }
 
     /// What has run, as far as is known; what is known stays true.
     pub(super) fn runs(&self, id: &ClaimId) -> Runs {
-        self.books().claims.get(id).map(|entry| entry.runs.clone()).unwrap_or_default()
+        self.0.lock().claims.get(id).map(|entry| entry.runs.clone()).unwrap_or_default()
     }
 
     /// Remembers the tenure of a pod that holds the key itself.
     pub(super) fn follows(&self, id: &ClaimId, followed: &Followed) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.followed = Some(followed.clone());
         }
     }
 
     /// The last such tenure.
     pub(super) fn followed(&self, id: &ClaimId) -> Option<Followed> {
-        self.books().claims.get(id)?.followed.clone()
+        self.0.lock().claims.get(id)?.followed.clone()
     }
 
     /// Remembers whether the claim contends for a key that nobody holds.
     pub(super) fn stands(&self, id: &ClaimId, is_unheld: bool, now: Instant) {
-        if let Some(entry) = self.books().claims.get_mut(id) {
+        if let Some(entry) = self.0.lock().claims.get_mut(id) {
             entry.unheld_since = is_unheld.then(|| entry.unheld_since.unwrap_or(now));
         }
     }
 
     /// For how long any claim has done so at most.
     pub(super) fn longest_unheld(&self, now: Instant) -> Duration {
-        let books = self.books();
+        let books = self.0.lock();
         let since = books.claims.values().filter_map(|entry| entry.unheld_since).min();
         since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// A tenure is to end for another one; whether that is news.
     pub(super) fn decides(&self, id: &ClaimId, token: FencingToken, now: Instant) -> bool {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let Some(entry) = books.claims.get_mut(id) else { return false };
         let is_news = entry.change.is_none_or(|change| change.token != token);
         if is_news {
@@ -267,7 +268,7 @@ impl Ledger {
         token: FencingToken,
         now: Instant,
     ) -> Option<Duration> {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let change = books.claims.get_mut(id)?.change.as_mut()?;
         let is_news = change.token == token && !change.is_withdrawn;
         change.is_withdrawn |= is_news;
@@ -276,14 +277,14 @@ impl Ledger {
 
     /// Traffic is sent to a tenure; whether that is news.
     pub(super) fn routes(&self, id: &ClaimId, token: FencingToken) -> bool {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let entry = books.claims.get_mut(id);
         entry.is_some_and(|entry| entry.routed.replace(token) != Some(token))
     }
 
     /// The newest that is known of a claim, given what the cache holds.
     pub(super) fn newest(&self, id: &ClaimId, cached: Arc<ConsulLock>) -> Arc<ConsulLock> {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let Some(entry) = books.claims.get_mut(id) else {
             return cached;
         };
@@ -301,7 +302,7 @@ impl Ledger {
 
     /// A write of ours replaced `before` by `after`.
     pub(super) fn wrote(&self, id: &ClaimId, before: &ConsulLock, after: Arc<ConsulLock>) {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         if let Some(entry) = books.claims.get_mut(id)
             && before.resource_version() != after.resource_version()
         {
@@ -312,18 +313,18 @@ impl Ledger {
 
     /// The object's name, of a claim that was met.
     pub(super) fn name_of(&self, id: &ClaimId) -> Option<ObjectName> {
-        self.books().claims.get(id).map(|entry| entry.name.clone())
+        self.0.lock().claims.get(id).map(|entry| entry.name.clone())
     }
 
     /// Claims that were met under this name, except the one that has it now.
     pub(super) fn former(&self, name: &ObjectName, now: Option<&ClaimId>) -> Vec<ClaimId> {
-        let books = self.books();
+        let books = self.0.lock();
         let known = books.by_name.get(name).into_iter().flatten();
         known.filter(|id| Some(*id) != now).cloned().collect()
     }
 
     pub(super) fn forget(&self, id: &ClaimId) {
-        let mut books = self.books();
+        let mut books = self.0.lock();
         let Some(entry) = books.claims.remove(id) else {
             return;
         };
@@ -333,11 +334,6 @@ impl Ledger {
                 books.by_name.remove(&entry.name);
             }
         }
-    }
-
-    fn books(&self) -> MutexGuard<'_, Books> {
-        // Every change above is complete before anything can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

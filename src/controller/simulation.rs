@@ -23,11 +23,9 @@
 //! one acts already, counts as fate; so does what becomes of a tenure that it began and did not come
 //! to record.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
 use testbed::fake_api::{FakeApi, Target};
@@ -67,20 +65,16 @@ const LONG_CALM: (u64, Duration) = (50, Duration::from_secs(3 * 3600));
 
 type Random = Arc<Mutex<SmallRng>>;
 
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn chance(random: &Random, probability: f64) -> bool {
-    guard(random).random_bool(probability)
+    random.lock().random_bool(probability)
 }
 
 fn span(random: &Random, millis: std::ops::Range<u64>) -> Duration {
-    Duration::from_millis(guard(random).random_range(millis))
+    Duration::from_millis(random.lock().random_range(millis))
 }
 
 fn pick(random: &Random, count: usize) -> usize {
-    guard(random).random_range(0..count)
+    random.lock().random_range(0..count)
 }
 
 fn name_of(object: &Value) -> &str {
@@ -238,12 +232,12 @@ fn stage(seed: u64, kind: Kind) -> (Random, Cast, Process) {
     let consul = FakeConsul::new(clock.clone());
     consul.set_session_ttl_min(Duration::from_millis(100));
     let expiry = Arc::clone(&random);
-    consul.set_expiry(move || guard(&expiry).random_range(1.0..=2.0));
+    consul.set_expiry(move || expiry.lock().random_range(1.0..=2.0));
     let times = clock.clone();
     let api = FakeApi::new(move || wall(&times));
     let world = Arc::new(Mutex::new(World::new(api, consul, clock.clone())));
     if kind.told {
-        guard(&world).diary = Some(Vec::new());
+        world.lock().diary = Some(Vec::new());
     }
     let (spec, ttl) = spec(&random);
     let cast = Cast::new(&world, &random, &spec);
@@ -276,7 +270,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let (random, mut cast, mut process) = stage(seed, kind);
     let (clock, world) = (process.clock.clone(), Arc::clone(&process.world));
     let end_of_trouble = clock.now() + TROUBLED;
-    while clock.now() < end_of_trouble && guard(&world).broken.is_none() {
+    while clock.now() < end_of_trouble && world.lock().broken.is_none() {
         process.tick();
         clock.sleep_until(clock.now() + span(&random, 100..3_000)).await;
         cast.tick();
@@ -289,7 +283,7 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     process.heal();
     cast.heal();
     let unsettled = settle(seed, &mut process).await.err();
-    let mut world = guard(&world);
+    let mut world = world.lock();
     for line in world.diary.take().into_iter().flatten() {
         println!("{line}");
     }
@@ -307,7 +301,7 @@ async fn settle(seed: u64, process: &mut Process) -> Result<(), String> {
         clock.sleep_until(clock.now() + Duration::from_secs(5)).await;
         process.network.changed.notify_waiters();
         let (verdict, version) = {
-            let world = guard(&process.world);
+            let world = process.world.lock();
             (verdict::settled(&world), world.api.version())
         };
         // What was sent in trouble is under way for a while yet.
@@ -316,7 +310,7 @@ async fn settle(seed: u64, process: &mut Process) -> Result<(), String> {
             break;
         }
         written = version;
-        if clock.now() >= end || guard(&process.world).broken.is_some() {
+        if clock.now() >= end || process.world.lock().broken.is_some() {
             return verdict.and(Err("writes go on".to_owned()));
         }
     }
@@ -328,7 +322,7 @@ async fn settle(seed: u64, process: &mut Process) -> Result<(), String> {
             process.tick();
         }
         clock.sleep_until(clock.now() + span).await;
-        let world = guard(&process.world);
+        let world = process.world.lock();
         verdict::settled(&world)?;
         if world.api.version() != written {
             return Err(format!("something is written within {span:?} of calm"));
@@ -431,7 +425,7 @@ fn a_claim_does_not_wait_for_anothers_slow_call() {
         let (_, cast, mut process) = stage(1, kind);
         let world = Arc::clone(&process.world);
         let phase = |name: &str| {
-            let world = guard(&world);
+            let world = world.lock();
             let claim = world.api.all("consullocks").find(|claim| name_of(claim) == name).cloned();
             claim.map(|claim| text(&claim["status"]["phase"]).to_owned())
         };

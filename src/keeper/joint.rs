@@ -9,16 +9,17 @@
 
 use std::{
     future::{Future, pending},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{
     SessionHealth, SessionSettings, SessionView, Trouble,
     session::SessionKeeper,
-    shared::{Answers, Shared, lock},
+    shared::{Answers, Shared},
     validity::Validity,
 };
 use crate::{
@@ -98,7 +99,7 @@ impl Joint {
 
     /// Ends the session once nobody has a part in it, and makes no other.
     pub(super) fn close(&self) {
-        lock(&self.desk.word).close = true;
+        self.desk.word.lock().close = true;
         self.desk.rung.notify_one();
     }
 
@@ -178,7 +179,7 @@ impl Told {
 
 impl Desk {
     fn read(&self) -> Word {
-        let mut word = lock(&self.word);
+        let mut word = self.word.lock();
         let read = word.clone();
         word.suspected = None;
         read
@@ -190,14 +191,14 @@ struct Pass(Arc<Desk>);
 
 impl Pass {
     fn take(desk: &Arc<Desk>) -> Pass {
-        lock(&desk.word).passes += 1;
+        desk.word.lock().passes += 1;
         Pass(Arc::clone(desk))
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        lock(&self.0.word).passes -= 1;
+        self.0.word.lock().passes -= 1;
         self.0.rung.notify_one();
     }
 }
@@ -286,7 +287,7 @@ impl Validity for Share {
     }
 
     fn suspect(&mut self, id: &SessionId) {
-        lock(&self.desk.word).suspected = Some(id.clone());
+        self.desk.word.lock().suspected = Some(id.clone());
         self.desk.rung.notify_one();
     }
 

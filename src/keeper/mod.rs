@@ -17,13 +17,10 @@
 //! a session that this one has adopted, the lock-delay is the margin.
 //! That anybody is woken at *valid until* itself rather than a moment later: ask the view.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch as channel},
     task::JoinSet,
@@ -61,7 +58,7 @@ use joint::Joint;
 pub use payload::{Payload, PodIdentity};
 use session::SessionKeeper;
 pub use shared::Jitter;
-use shared::{Answers, Shared, lock};
+use shared::{Answers, Shared};
 use validity::Validity;
 pub use view::*;
 pub use vigil::{Bequest, LIMIT, Vigil};
@@ -262,7 +259,7 @@ impl<C: Consul> Keepers<C> {
     #[must_use]
     pub fn sharing(mut self, session: SessionSettings, prefix: &Arc<str>) -> Keepers<C> {
         let (joint, task) = Joint::new(Arc::clone(&self.shared), session);
-        lock(&self.tasks).spawn(task);
+        self.tasks.lock().spawn(task);
         self.joint = Some(joint);
         self.watches.stand(prefix);
         self
@@ -271,7 +268,7 @@ impl<C: Consul> Keepers<C> {
     /// Gives up every claim's key and then ends a shared session. Returns whether Consul confirmed
     /// all of it; it is not waited for longer than Consul needs to end the session by itself.
     pub async fn close(&self) -> bool {
-        let claims: Vec<_> = lock(&self.claims).keys().cloned().collect();
+        let claims: Vec<_> = self.claims.lock().keys().cloned().collect();
         for id in &claims {
             self.stop(id);
         }
@@ -300,7 +297,7 @@ impl<C: Consul> Keepers<C> {
         if let Some(joint) = &self.joint {
             wanted.session = joint.settings().clone();
         }
-        let mut claims = lock(&self.claims);
+        let mut claims = self.claims.lock();
         let command = Command { wanted, stop: false };
         if let Some(claim) = claims.get(id) {
             claim.commands.send_if_modified(|known| {
@@ -351,7 +348,7 @@ impl<C: Consul> Keepers<C> {
             Box::new(move || drop(wake.0.send(wake.1.clone()))),
         ));
         let claim = Claim { commands, shown: keeper.shown() };
-        let mut tasks = lock(&self.tasks);
+        let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             keeper.run().await;
@@ -362,30 +359,30 @@ impl<C: Consul> Keepers<C> {
 
     /// What the claim's keepers know; `None` if it has none.
     pub fn view(&self, id: &ClaimId) -> Option<KeeperView> {
-        lock(&self.claims).get(id).map(|claim| claim.shown.borrow().view.clone())
+        self.claims.lock().get(id).map(|claim| claim.shown.borrow().view.clone())
     }
 
     /// Follows what the claim's keepers know; `None` if it has none.
     pub fn follow(&self, id: &ClaimId) -> Option<Follower> {
-        lock(&self.claims).get(id).map(|claim| Follower(claim.shown.clone()))
+        self.claims.lock().get(id).map(|claim| Follower(claim.shown.clone()))
     }
 
     /// Asks the claim's keepers to stop cleanly: release, then destroy. Returns at once; wakes tell
     /// of progress.
     pub fn stop(&self, id: &ClaimId) {
-        if let Some(claim) = lock(&self.claims).get(id) {
+        if let Some(claim) = self.claims.lock().get(id) {
             claim.commands.send_if_modified(|command| !std::mem::replace(&mut command.stop, true));
         }
     }
 
     /// How far stopping has come; `None` if the claim has no keepers.
     pub fn stopped(&self, id: &ClaimId) -> Option<StopState> {
-        lock(&self.claims).get(id).map(|claim| claim.shown.borrow().stop)
+        self.claims.lock().get(id).map(|claim| claim.shown.borrow().stop)
     }
 
     /// Forgets keepers. Those that have been told to stop do so nevertheless.
     pub fn forget(&self, id: &ClaimId) {
-        lock(&self.claims).remove(id);
+        self.claims.lock().remove(id);
     }
 
     /// The sessions that should live on though these keepers end: those that are valid, and that
@@ -400,13 +397,13 @@ impl<C: Consul> Keepers<C> {
                 valid_until: view.valid_until?,
             })
         };
-        lock(&self.claims).values().filter_map(bequest).collect()
+        self.claims.lock().values().filter_map(bequest).collect()
     }
 
     /// The closest *valid until* of all sessions.
     pub fn tightest(&self) -> Option<Instant> {
         let valid_until = |claim: &Claim| claim.shown.borrow().view.session.valid_until;
-        lock(&self.claims).values().filter_map(valid_until).min()
+        self.claims.lock().values().filter_map(valid_until).min()
     }
 
     /// Returns when a keeper has panicked: this process should not go on.

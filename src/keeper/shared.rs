@@ -1,11 +1,8 @@
 //! What all keepers of a process share.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -81,7 +78,7 @@ impl<C: Consul> Shared<C> {
         if !*registered {
             self.consul.register_node(name).await?;
             let sessions = self.consul.node_sessions(name).await?;
-            *lock(&node.left_behind) =
+            *node.left_behind.lock() =
                 sessions.into_iter().map(|session| (session.name, session.id)).collect();
             *registered = true;
         }
@@ -99,11 +96,11 @@ impl<C: Consul> Shared<C> {
         node: &NodeName,
         name: &SessionName,
     ) -> Option<SessionId> {
-        lock(&self.node(node).left_behind).remove(name)
+        self.node(node).left_behind.lock().remove(name)
     }
 
     fn node(&self, name: &NodeName) -> Arc<Node> {
-        Arc::clone(lock(&self.nodes).entry(name.clone()).or_default())
+        Arc::clone(self.nodes.lock().entry(name.clone()).or_default())
     }
 }
 
@@ -135,7 +132,7 @@ impl Answers {
 
     /// Clears the trouble that a call of this kind made.
     pub(super) fn succeeded(&self, operation: Operation) {
-        let mut trouble = lock(&self.0.trouble);
+        let mut trouble = self.0.trouble.lock();
         if trouble.as_ref().is_some_and(|trouble| trouble.operation == operation) {
             *trouble = None;
             self.0.changed.notify_one();
@@ -153,7 +150,7 @@ impl Answers {
     }
 
     pub(super) fn trouble(&self) -> Option<Trouble> {
-        lock(&self.0.trouble).clone()
+        self.0.trouble.lock().clone()
     }
 
     /// Returns when word was left since the last time. Cancel-safe.
@@ -162,16 +159,10 @@ impl Answers {
     }
 
     fn set(&self, now: Option<Trouble>) {
-        let mut trouble = lock(&self.0.trouble);
+        let mut trouble = self.0.trouble.lock();
         if *trouble != now {
             *trouble = now;
             self.0.changed.notify_one();
         }
     }
-}
-
-/// A poisoned lock means that a holder panicked; the panic itself ends the process, so the data
-/// may be read on.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

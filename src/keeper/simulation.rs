@@ -16,12 +16,13 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::{sync::watch as channel, task::AbortHandle};
 
@@ -29,7 +30,7 @@ use super::{
     claim::{ClaimKeeper, Command, Shown},
     joint::Joint,
     session::SessionKeeper,
-    shared::{Answers, Shared, lock},
+    shared::{Answers, Shared},
     watch::Watches,
     wire::{Underway, Wire, Wired},
     *,
@@ -52,11 +53,11 @@ type Way = Wired<Network>;
 type Random = Arc<Mutex<SmallRng>>;
 
 fn chance(random: &Random, probability: f64) -> bool {
-    lock(random).random_bool(probability)
+    random.lock().random_bool(probability)
 }
 
 fn span(random: &Random, millis: std::ops::Range<u64>) -> Duration {
-    Duration::from_millis(lock(random).random_range(millis))
+    Duration::from_millis(random.lock().random_range(millis))
 }
 
 /// The way from one contender to Consul.
@@ -91,7 +92,7 @@ impl Wire for Network {
         work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> Result<T, ConsulError> {
         self.travel().await;
-        let faults = *lock(&self.faults);
+        let faults = *self.faults.lock();
         if faults.election_until.is_some_and(|end| self.clock.now() < end) {
             let message = "No cluster leader".to_owned();
             return Err(ConsulError { operation, class: Class::Transient, message });
@@ -102,7 +103,7 @@ impl Wire for Network {
     }
 
     fn is_calm(&self) -> bool {
-        let Faults { cut_until, loss, delay_millis, election_until: _ } = *lock(&self.faults);
+        let Faults { cut_until, loss, delay_millis, election_until: _ } = *self.faults.lock();
         let cut = cut_until.is_some_and(|end| self.clock.now() < end);
         !cut && loss == 0.0 && delay_millis == 0
     }
@@ -123,7 +124,7 @@ impl Wire for Network {
 impl Network {
     /// One way over the network; never arrives if the message is lost.
     async fn travel(&self) {
-        let faults = *lock(&self.faults);
+        let faults = *self.faults.lock();
         if faults.loss > 0.0 && chance(&self.random, faults.loss) {
             std::future::pending::<()>().await;
         }
@@ -132,7 +133,7 @@ impl Network {
             self.clock.sleep_until(self.clock.now() + delay).await;
         }
         // Silent packet loss: TCP delivers once the cut is over.
-        let cut = lock(&self.faults).cut_until;
+        let cut = self.faults.lock().cut_until;
         if let Some(end) = cut {
             self.clock.sleep_until(end).await;
         }
@@ -224,14 +225,14 @@ impl Contender {
     ) -> Contender {
         let clock = way.wire.clock.clone();
         let random = Arc::clone(&way.wire.random);
-        let jitter: Jitter = Arc::new(move || lock(&random).random_range(0.0..1.0));
+        let jitter: Jitter = Arc::new(move || random.lock().random_range(0.0..1.0));
         let metrics = Arc::clone(METRICS.get_or_init(|| Metrics::new(false)));
         let shared = Shared::new(way.clone(), clock.clone(), metrics, jitter);
         let watches = Watches::new(Arc::clone(&shared));
         let (commands, received) =
             channel::channel(Command { wanted: wanted.clone(), stop: false });
         let seen = Arc::clone(world);
-        let wake = Box::new(move || lock(&seen).check(clock.now()));
+        let wake = Box::new(move || seen.lock().check(clock.now()));
         let (answers, session) = (Answers::default(), wanted.session.clone());
         let (inner, shown): (Pin<Box<dyn Future<Output = ()>>>, _) = if way.wire.joint {
             // Whoever shares a session does not adopt.
@@ -250,7 +251,7 @@ impl Contender {
             let shown = keeper.shown();
             (Box::pin(keeper.run()), shown)
         };
-        lock(world).shown[who] = Some(shown.clone());
+        world.lock().shown[who] = Some(shown.clone());
         let ice = Rc::new(RefCell::new(Ice::default()));
         let process = Freezable { inner, ice: Rc::clone(&ice) };
         let task = tokio::task::spawn_local(process).abort_handle();
@@ -296,7 +297,7 @@ impl Contender {
     }
 
     fn heal(&mut self) {
-        *lock(&self.way.wire.faults) = Faults::default();
+        *self.way.wire.faults.lock() = Faults::default();
         self.thaw();
         self.pause(false);
     }
@@ -382,8 +383,8 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let consul = FakeConsul::new(clock.clone());
     consul.set_session_ttl_min(Duration::from_millis(100));
     let expiry = Arc::clone(&random);
-    consul.set_expiry(move || lock(&expiry).random_range(1.0..=2.0));
-    let count = lock(&random).random_range(2..=4);
+    consul.set_expiry(move || expiry.lock().random_range(1.0..=2.0));
+    let count = random.lock().random_range(2..=4);
     let world = Arc::new(Mutex::new(World { shown: vec![None; count], ..World::default() }));
     let mut contenders: Vec<Contender> = (0..count)
         .map(|who| {
@@ -403,12 +404,12 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let end_of_trouble = clock.now() + TROUBLED;
     while clock.now() < end_of_trouble {
         clock.sleep_until(clock.now() + span(&random, 100..6_000)).await;
-        let victim = lock(&random).random_range(0..count);
+        let victim = random.lock().random_range(0..count);
         strike(&mut contenders, victim, &consul, &clock, &random, &world);
         if kind.meddling {
             meddle(&consul, &random).await;
         }
-        lock(&world).check(clock.now());
+        world.lock().check(clock.now());
     }
     contenders.iter_mut().for_each(Contender::heal);
     let end = clock.now() + QUIET;
@@ -416,11 +417,11 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let mut disagrees = kind.meddling;
     while (!held || disagrees) && clock.now() < end {
         clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
-        lock(&world).check(clock.now());
+        world.lock().check(clock.now());
         held = contenders.iter().any(|one| one.shown.borrow().view.token(clock.now()).is_some());
         disagrees = kind.meddling && !agrees(&contenders, &consul, clock.now());
     }
-    let world = lock(&world);
+    let world = world.lock();
     let (broken, tenures) = (world.broken.clone(), world.tenures);
     Outcome { broken, disagrees, held_in_the_end: held, tenures }
 }
@@ -445,12 +446,12 @@ fn agrees(contenders: &[Contender], consul: &FakeConsul, now: Instant) -> bool {
 /// What an operator does, by mistake or not.
 async fn meddle(consul: &FakeConsul, random: &Random) {
     let key = Key::new(KEY).unwrap();
-    let deed = lock(random).random_range(0..12);
+    let deed = random.lock().random_range(0..12);
     match deed {
         0 | 1 => {
             let sessions = consul.sessions();
             if !sessions.is_empty() {
-                let victim = lock(random).random_range(0..sessions.len());
+                let victim = random.lock().random_range(0..sessions.len());
                 consul.destroy_session(&sessions[victim].id).await.unwrap();
             }
         }
@@ -475,24 +476,24 @@ fn strike(
     world: &Arc<Mutex<World>>,
 ) {
     let contender = &mut contenders[victim];
-    let kind = lock(random).random_range(0..11);
+    let kind = random.lock().random_range(0..11);
     match kind {
         0 | 1 => {
             let until = clock.now() + span(random, 500..40_000);
-            lock(&contender.way.wire.faults).cut_until = Some(until);
+            contender.way.wire.faults.lock().cut_until = Some(until);
         }
-        2 => lock(&contender.way.wire.faults).loss = 0.3,
-        3 => lock(&contender.way.wire.faults).delay_millis = 4_000,
+        2 => contender.way.wire.faults.lock().loss = 0.3,
+        3 => contender.way.wire.faults.lock().delay_millis = 4_000,
         4 => {
             let (loss, delay_millis) = (0.0, 0);
-            let mut faults = lock(&contender.way.wire.faults);
+            let mut faults = contender.way.wire.faults.lock();
             *faults = Faults { loss, delay_millis, ..*faults };
         }
         5 => {
             consul.elect();
             let until = clock.now() + span(random, 500..8_000);
             for contender in contenders {
-                lock(&contender.way.wire.faults).election_until = Some(until);
+                contender.way.wire.faults.lock().election_until = Some(until);
             }
         }
         6 => {
@@ -505,7 +506,7 @@ fn strike(
         7 => contender.freeze(),
         8 => contender.thaw(),
         9 => {
-            let leader = lock(random).random_range(0..3);
+            let leader = random.lock().random_range(0..3);
             contender.take(contend(leader));
         }
         _ => {

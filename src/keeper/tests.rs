@@ -83,35 +83,35 @@ impl Line {
 
     /// No message passes for so long; those under way are lost.
     fn cut(&self, span: Duration) {
-        lock(&self.0.faults).away_until = Some(self.0.clock.now() + span);
+        self.0.faults.lock().away_until = Some(self.0.clock.now() + span);
     }
 
     fn next(&self, operation: Operation, fate: Fate) {
-        lock(&self.0.faults).next.insert(operation.as_str(), fate);
+        self.0.faults.lock().next.insert(operation.as_str(), fate);
     }
 
     fn every(&self, operation: Operation, fate: Fate) {
-        lock(&self.0.faults).every.insert(operation.as_str(), fate);
+        self.0.faults.lock().every.insert(operation.as_str(), fate);
     }
 
     fn mend(&self) {
-        *lock(&self.0.faults) = Faults::default();
+        *self.0.faults.lock() = Faults::default();
     }
 
     /// When calls of a kind were sent.
     fn sent(&self, operation: Operation) -> Vec<Instant> {
-        let sent = lock(&self.0.sent);
+        let sent = self.0.sent.lock();
         sent.iter().filter(|(_, kind)| *kind == operation).map(|(at, _)| *at).collect()
     }
 
     /// All calls sent since `begin`, but for the parked polls.
     fn sent_since(&self, begin: Instant) -> Vec<Operation> {
-        let sent = lock(&self.0.sent);
+        let sent = self.0.sent.lock();
         sent.iter().filter(|(at, _)| *at >= begin).map(|(_, kind)| *kind).collect()
     }
 
     async fn pass(&self) {
-        let away = lock(&self.0.faults).away_until;
+        let away = self.0.faults.lock().away_until;
         if away.is_some_and(|end| self.0.clock.now() < end) {
             pending::<()>().await;
         }
@@ -124,9 +124,9 @@ impl Wire for Line {
         operation: Operation,
         work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> Result<T, ConsulError> {
-        lock(&self.0.sent).push((self.0.clock.now(), operation));
+        self.0.sent.lock().push((self.0.clock.now(), operation));
         let fate = {
-            let mut faults = lock(&self.0.faults);
+            let mut faults = self.0.faults.lock();
             let next = faults.next.remove(operation.as_str());
             next.or_else(|| faults.every.get(operation.as_str()).copied())
         };
@@ -171,7 +171,7 @@ impl Wire for Line {
     }
 
     fn granted(&self, renewal: Renewal) -> Renewal {
-        lock(&self.0.faults).granted_ttl.map_or(renewal, |ttl| Renewal { ttl })
+        self.0.faults.lock().granted_ttl.map_or(renewal, |ttl| Renewal { ttl })
     }
 }
 

@@ -14,11 +14,9 @@
 //! a claim that is deleted just then is let go by the leader, but its session lives until
 //! [`LIMIT`].
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::Jitter;
@@ -73,7 +71,7 @@ impl<C: Consul> Vigil<C> {
             return;
         }
         tracing::info!(sessions = bequests.len(), "renewing what this term leaves behind");
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock();
         tasks.abort_all();
         while tasks.try_join_next().is_some() {}
         let end = self.clock.now() + LIMIT;

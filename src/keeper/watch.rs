@@ -12,17 +12,14 @@
 //! # Not guaranteed
 //! States that lasted shorter than a poll.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     retry::Backoff,
-    shared::{Answers, Shared, lock},
+    shared::{Answers, Shared},
 };
 use crate::{
     clock::Instant,
@@ -103,19 +100,19 @@ impl<C: Consul> Watches<C> {
     /// Sightings of `key`, from the watch of `prefix`, which is started if need be and ends when
     /// its last feed is dropped. Failures of the watch go to `answers`.
     pub(super) fn feed(&self, prefix: &Arc<str>, key: &Key, answers: &Answers) -> Lookout {
-        let mut by_prefix = lock(&self.by_prefix);
+        let mut by_prefix = self.by_prefix.lock();
         let lookout = |feed, prefix| Lookout { feed, key: key.clone(), prefix };
         if let Some(known) = by_prefix.get(prefix) {
             // Found and joined under one lock: its poll ends for good when it finds nobody
             // listening.
-            let joined = lock(known).join(key, answers);
+            let joined = known.lock().join(key, answers);
             if let Some(feed) = joined {
                 return lookout(feed, Arc::clone(known));
             }
         }
         let state = Arc::new(Mutex::new(Prefix::default()));
         // Subscribed before the poll starts, for the same reason.
-        let feed = lock(&state).subscribe(key, answers);
+        let feed = state.lock().subscribe(key, answers);
         self.start(&mut by_prefix, prefix, &state);
         lookout(feed, state)
     }
@@ -123,7 +120,7 @@ impl<C: Consul> Watches<C> {
     /// From now on the prefix is watched whether anybody wants to know or not.
     pub(super) fn stand(&self, prefix: &Arc<str>) {
         let state = Arc::new(Mutex::new(Prefix { stands: true, ..Prefix::default() }));
-        self.start(&mut lock(&self.by_prefix), prefix, &state);
+        self.start(&mut self.by_prefix.lock(), prefix, &state);
     }
 
     fn start(
@@ -133,7 +130,7 @@ impl<C: Consul> Watches<C> {
         state: &Arc<Mutex<Prefix>>,
     ) {
         by_prefix.insert(Arc::clone(prefix), Arc::clone(state));
-        let mut tasks = lock(&self.tasks);
+        let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(poll(Arc::clone(&self.shared), Arc::clone(prefix), Arc::clone(state)));
     }
@@ -143,7 +140,7 @@ impl Lookout {
     /// We gave the key up in a commit of this index, in the epoch of the sighting that we went by.
     /// Whoever wants the key next need not wait for a poll to tell.
     pub(super) fn freed(&self, epoch: u64, index: u64) {
-        lock(&self.prefix).freed(&self.key, epoch, index);
+        self.prefix.lock().freed(&self.key, epoch, index);
     }
 }
 
@@ -154,7 +151,7 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
     let mut backoff = Backoff::default();
     let mut bucket = Bucket::full(shared.clock.now());
     let mut after = 0;
-    while lock(&state).is_wanted() {
+    while state.lock().is_wanted() {
         let ready = bucket.take(shared.clock.now());
         shared.clock.sleep_until(ready).await;
         let blocking = Blocking { after, wait: WAIT };
@@ -174,12 +171,12 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
         match listing {
             Ok(listing) => {
                 backoff.clear();
-                after = lock(&state).update(listing);
+                after = state.lock().update(listing);
             }
             Err(error) => {
                 tracing::warn!(%prefix, %error, "cannot watch");
                 let pause = backoff.pause(error.class, shared.jitter());
-                lock(&state).failed(error);
+                state.lock().failed(error);
                 // The next is answered at once: whoever heard of the trouble hears of its end.
                 after = 0;
                 shared.clock.sleep_until(shared.clock.now() + pause).await;

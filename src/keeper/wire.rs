@@ -2,12 +2,12 @@
 
 use std::{
     future::{Future, pending},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::oneshot, task::JoinSet};
 
-use super::shared::lock;
 use crate::{
     consul::{
         Blocking, Consistency, Consul, ConsulError, Listing, Operation, PutMode, Reading, Renewal,
@@ -52,7 +52,7 @@ pub(crate) trait Wire: Clone + Send + Sync + 'static {
             }
             let (wire, (reply, answer)) = (self.clone(), oneshot::channel());
             {
-                let mut underway = lock(&self.underway().0);
+                let mut underway = self.underway().0.lock();
                 while underway.try_join_next().is_some() {}
                 underway.spawn(async move { drop(reply.send(wire.call(operation, work).await)) });
             }

@@ -61,7 +61,7 @@ impl Server {
         let body = body.collect_bytes().await.unwrap();
         let (reply, replied) = oneshot::channel();
         {
-            let mut inner = self.0.lock().unwrap();
+            let mut inner = self.0.lock();
             let faulty = inner.faulty;
             let mut after = |likely: f64| match inner.rng.random_bool(likely) {
                 true => MS * inner.rng.random_range(200..9000),
@@ -82,7 +82,7 @@ impl Server {
     }
 
     fn carry_out(&self, method: &Method, body: &[u8]) -> Response<Body> {
-        let mut inner = self.0.lock().unwrap();
+        let mut inner = self.0.lock();
         let version = inner.lease.as_ref().map(|l| l["metadata"]["resourceVersion"].clone());
         let mut sent: Value = serde_json::from_slice(body).unwrap_or_default();
         match (method, version) {
@@ -104,16 +104,16 @@ impl Server {
     }
 
     fn lease(&self) -> LeaseSpec {
-        let lease = self.0.lock().unwrap().lease.clone().unwrap();
+        let lease = self.0.lock().lease.clone().unwrap();
         serde_json::from_value(lease["spec"].clone()).unwrap()
     }
 
     fn delete(&self) {
-        self.0.lock().unwrap().lease = None;
+        self.0.lock().lease = None;
     }
 
     fn faulty(&self, faulty: bool) {
-        self.0.lock().unwrap().faulty = faulty;
+        self.0.lock().faulty = faulty;
     }
 }
 

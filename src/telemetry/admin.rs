@@ -10,7 +10,7 @@
 use std::{
     future::{Future, IntoFuture},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use parking_lot::Mutex;
 use tokio::{net::TcpListener, task::AbortHandle};
 
 use super::Metrics;
@@ -48,11 +49,11 @@ pub struct Alive(Arc<Mutex<Vec<(&'static str, AbortHandle)>>>);
 impl Alive {
     /// From now on the process counts as alive only while `task` has not ended.
     pub fn watch(&self, name: &'static str, task: AbortHandle) {
-        lock(&self.0).push((name, task));
+        self.0.lock().push((name, task));
     }
 
     fn parts(&self) -> Vec<Line> {
-        let tasks = lock(&self.0);
+        let tasks = self.0.lock();
         let parts = tasks.iter().map(|(name, task)| (*name, !task.is_finished(), String::new()));
         parts.collect()
     }
@@ -78,7 +79,7 @@ impl Ready {
     /// From now on the process is not ready before [`Part::ready`] was called.
     pub fn part(&self, name: &'static str) -> Part {
         let part = Part { name, waits_for: Arc::new(Mutex::new(Some(String::new()))) };
-        lock(&self.0).push(part.clone());
+        self.0.lock().push(part.clone());
         part
     }
 
@@ -89,35 +90,30 @@ impl Ready {
 
     fn parts(&self) -> Vec<Line> {
         let line = |part: &Part| {
-            let waits_for = lock(&part.waits_for).clone();
+            let waits_for = part.waits_for.lock().clone();
             (part.name, waits_for.is_none(), waits_for.unwrap_or_default())
         };
-        lock(&self.0).iter().map(line).collect()
+        self.0.lock().iter().map(line).collect()
     }
 }
 
 impl Part {
     /// It has happened. Calling this again changes nothing.
     pub fn ready(&self) {
-        *lock(&self.waits_for) = None;
+        *self.waits_for.lock() = None;
     }
 
     /// What it waits for, in one line, until it is ready.
     pub fn waits_for(&self, what: impl Into<String>) {
-        if let Some(waits_for) = lock(&self.waits_for).as_mut() {
+        if let Some(waits_for) = self.waits_for.lock().as_mut() {
             *waits_for = what.into();
         }
     }
 
     /// Whether it has happened.
     pub fn is_ready(&self) -> bool {
-        lock(&self.waits_for).is_none()
+        self.waits_for.lock().is_none()
     }
-}
-
-/// What stands in it is whole, whoever panicked meanwhile.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves `admin` on `listener` until `stop` is ready, and then for at most half a second more.

@@ -180,10 +180,9 @@ impl Visit for Line {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Write,
-        sync::{Arc, Mutex},
-    };
+    use std::{io::Write, sync::Arc};
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -192,7 +191,7 @@ mod tests {
 
     impl Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
@@ -205,7 +204,7 @@ mod tests {
         let filter = filter.parse().unwrap();
         let subscriber = subscriber(format, &filter, move || writer.clone(), false);
         tracing::subscriber::with_default(subscriber, work);
-        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(buffer.0.lock().clone()).unwrap()
     }
 
     #[test]

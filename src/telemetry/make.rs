@@ -1,10 +1,8 @@
 //! How metrics are made and registered, and those that are asked for at a scrape.
 
-use std::{
-    cell::RefCell,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{cell::RefCell, sync::Arc};
 
+use parking_lot::RwLock;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
@@ -34,7 +32,7 @@ pub struct Described {
 pub type Census<const N: usize> = Vec<([&'static str; N], usize)>;
 
 pub(super) fn set<T>(source: &Source<T>, ask: impl Fn() -> T + Send + Sync + 'static) {
-    *source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ask));
+    *source.write() = Some(Arc::new(ask));
 }
 
 /// Makes and registers metrics. Names and labels are literals of `metrics` and tested there, so
@@ -195,7 +193,7 @@ impl<T> Collector for AtScrape<T> {
 
     fn collect(&self) -> Vec<MetricFamily> {
         // Cloned out of the lock, so that a slow answer does not keep others from being set.
-        let ask = self.source.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let ask = self.source.read().clone();
         ask.map_or_else(Vec::new, |ask| (self.collect)(ask()))
     }
 }

@@ -11,14 +11,9 @@
 //! # Not guaranteed
 //! Counters start anew with the process, and with per-claim series a claim's go when it goes.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use prometheus::{
     GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry,
     TextEncoder,
@@ -399,7 +394,7 @@ impl Metrics {
             per_claim.held.reset();
             per_claim.token.reset();
             per_claim.holder.reset();
-            per_claim.holders().clear();
+            per_claim.holders.lock().clear();
         }
     }
 
@@ -418,7 +413,7 @@ impl PerClaim {
     /// There is one series for each claim that has a holder.
     fn show_holder(&self, claim: [&str; 2], holder: Option<HolderLabels<'_>>) {
         let [namespace, name] = claim;
-        let mut holders = self.holders();
+        let mut holders = self.holders.lock();
         let now = holder.map(|holder| [holder.identity, holder.cluster].map(str::to_owned));
         let key = claim.map(str::to_owned);
         let before = match now.clone() {
@@ -431,11 +426,6 @@ impl PerClaim {
         if let Some([identity, cluster]) = now {
             self.holder.with_label_values(&[namespace, name, &identity, &cluster]).set(1);
         }
-    }
-
-    fn holders(&self) -> MutexGuard<'_, HashMap<[String; 2], ClaimHolder>> {
-        // What is written is written at once.
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,12 @@
 //! One server as a child process: start, readiness, signals, end.
 
 use std::ffi::OsString;
+
+use parking_lot::Mutex;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -220,7 +221,7 @@ impl Server {
     /// # Errors
     /// It could not be started, or runs already.
     pub fn launch(&self) -> Result<(), BedError> {
-        let mut child = self.child();
+        let mut child = self.child.lock();
         if child.is_some() {
             return Err(BedError::Running { name: self.name() });
         }
@@ -292,7 +293,7 @@ impl Server {
     /// Its process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        self.child().as_ref().map(Child::id)
+        self.child.lock().as_ref().map(Child::id)
     }
 
     /// Freezes it (SIGSTOP).
@@ -374,7 +375,7 @@ impl Server {
 
     /// Collects the process if it has ended.
     fn reap_if_ended(&self) -> Result<Option<ExitStatus>, BedError> {
-        let mut child = self.child();
+        let mut child = self.child.lock();
         let Some(running) = child.as_mut() else {
             return Ok(None);
         };
@@ -388,7 +389,7 @@ impl Server {
     }
 
     fn signal(&self, signal: Signal, name: &'static str) -> Result<(), BedError> {
-        let child = self.child();
+        let child = self.child.lock();
         let not_running = || BedError::NotRunning { name: self.name() };
         let pid = child.as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
         kill_process_group(pid.ok_or_else(not_running)?, signal).map_err(|errno| BedError::Signal {
@@ -396,10 +397,6 @@ impl Server {
             signal: name,
             source: errno.into(),
         })
-    }
-
-    fn child(&self) -> MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

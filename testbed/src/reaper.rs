@@ -10,10 +10,12 @@
 //! The reaper ignores the signals of a terminal and lives in a process group of its own.
 
 use std::io::{self, Write};
+
+use parking_lot::{Mutex, MutexGuard};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// Reads one order per line; at the end of the input it reaps. Process ids are those of process
 /// groups; `kill` gets them without `--`, which dash does not know. A zombie counts as gone: where
@@ -103,8 +105,7 @@ impl Reaper {
 /// The reaper, started at its first use.
 fn reaper() -> io::Result<MutexGuard<'static, Option<Reaper>>> {
     static REAPER: OnceLock<Mutex<Option<Reaper>>> = OnceLock::new();
-    let mut reaper =
-        REAPER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reaper = REAPER.get_or_init(Mutex::default).lock();
     if reaper.is_none() {
         *reaper = Some(Reaper::start()?);
     }

@@ -5,12 +5,13 @@ use std::{
     ops::Deref,
     process::Command,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use testbed::{Cluster, run, tools::Tool, wait_for};
 
@@ -29,7 +30,7 @@ pub(crate) fn cluster() -> Option<&'static Cluster> {
 pub(crate) fn disturbed_cluster() -> Option<Turn> {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = TURN.lock();
     Some(Turn { cluster: started(&CLUSTER)?, _turn: turn })
 }
 

@@ -4,12 +4,10 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::atomic::{AtomicU16, Ordering},
 };
 
+use parking_lot::Mutex;
 use serde_json::json;
 use testbed::{
     Consul, Folder, Recipe, Server, request,
@@ -98,7 +96,7 @@ fn granted(space: &Space) -> PathBuf {
 /// fails.
 pub(crate) fn install_definition(space: &Space) {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock();
     let definition = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/consullocks.yaml");
     space.kubectl(&["apply", "-f", definition]);
     space.kubectl(&["wait", "--for=condition=Established", "crd/consullocks.consullock.dev"]);

@@ -1,11 +1,8 @@
 //! The image as `make image` puts it together, of this profile's binary instead of a release's.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, path::Path};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use testbed::{Cluster, Consul, ConsulConfig, PRODUCT_IMAGE, ProductImage, wait_for};
 
@@ -27,7 +24,7 @@ fn product() -> ProductImage {
 /// Makes it known to a cluster, once.
 pub(crate) fn import(cluster: &Cluster) {
     static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.lock();
     if !known.contains(cluster.node_name()) {
         cluster.import(&product().image).unwrap();
         known.insert(cluster.node_name().to_owned());

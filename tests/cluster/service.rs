@@ -4,12 +4,14 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use testbed::Stopwatch;
 
@@ -49,7 +51,7 @@ impl Clients {
                     let heard = clock.elapsed();
                     let pod = answer["pod"].as_str().unwrap().to_owned();
                     let token = answer["token"].as_str().and_then(|token| token.parse().ok());
-                    answers.lock().unwrap().push(Answer { asked, heard, pod, token });
+                    answers.lock().push(Answer { asked, heard, pod, token });
                 }
             })
         });
@@ -59,7 +61,7 @@ impl Clients {
 
     /// Whether this pod has answered with this token.
     pub(crate) fn heard(&self, pod: &str, token: u64) -> bool {
-        let answers = self.answers.lock().unwrap();
+        let answers = self.answers.lock();
         answers.iter().rev().any(|answer| answer.pod == pod && answer.token == Some(token))
     }
 
@@ -71,7 +73,7 @@ impl Clients {
         for client in self.threads.drain(..) {
             client.join().unwrap();
         }
-        let answers = self.answers.lock().unwrap().clone();
+        let answers = self.answers.lock().clone();
         assert!(answers.len() > 100, "only {} answers", answers.len());
         check(&answers);
     }

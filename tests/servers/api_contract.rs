@@ -1,7 +1,9 @@
 //! What the controller relies on of a Kubernetes API server: one body of tests, run against the
 //! real one and against the one in memory that simulations use.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use consul_lock::api::ConsulLock;
 use futures::{StreamExt, TryStreamExt};
@@ -127,7 +129,7 @@ async fn serve(
     let (head, body) = request.into_parts();
     let target = Target::parse(head.uri.path_and_query().unwrap().as_str());
     let body = axum::body::to_bytes(axum::body::Body::new(body), usize::MAX).await?;
-    let mut api = api.lock().unwrap();
+    let mut api = api.lock();
     if let Some(mut version) = target.watch_after {
         let mut lines = String::new();
         while let Some(change) = api.after(&target, version) {

@@ -1,9 +1,8 @@
 //! What the HTTP client makes of a server that is broken, hostile or not Consul at all.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     clock::Clock,
@@ -281,13 +280,13 @@ async fn the_observer_hears_of_every_call() {
     let consul = client_with(&server.address, |config| {
         config.observer = Some(Arc::new(move |operation, result, latency| {
             assert!(latency < Duration::from_secs(5));
-            sink.lock().unwrap().push((operation, result));
+            sink.lock().push((operation, result));
         }));
     });
     consul.delete(&key()).await.unwrap();
     read(&consul).await;
     assert_eq!(
-        *heard.lock().unwrap(),
+        *heard.lock(),
         [(Operation::DeleteKey, Ok(())), (Operation::ReadKey, Err(Class::Transient))]
     );
 }

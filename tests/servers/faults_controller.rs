@@ -1,10 +1,9 @@
 //! The controller when its replicas are killed, stopped or frozen: whoever leads next goes on where
 //! the last one was, and whoever wakes up late does no harm. All with the default Lease times.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     api::{ConsulLock, Phase},
@@ -154,7 +153,7 @@ impl Chronicle {
                     other => panic!("{other:?}"),
                 };
                 let status = claim.status.unwrap_or_default();
-                kept.lock().unwrap().push(Written {
+                kept.lock().push(Written {
                     at: clock.now(),
                     name: claim.metadata.name.unwrap(),
                     phase: status.phase,
@@ -168,13 +167,13 @@ impl Chronicle {
 
     /// What was written since an instant.
     fn since(&self, begin: Instant) -> Vec<String> {
-        let written = self.written.lock().unwrap();
+        let written = self.written.lock();
         written.iter().filter(|entry| entry.at >= begin).map(|entry| format!("{entry:?}")).collect()
     }
 
     /// The phases of a claim, without repetitions.
     fn phases(&self, name: &str) -> Vec<Phase> {
-        let written = self.written.lock().unwrap();
+        let written = self.written.lock();
         let mut phases: Vec<Phase> =
             written.iter().filter(|entry| entry.name == name).filter_map(|e| e.phase).collect();
         phases.dedup();
@@ -183,7 +182,7 @@ impl Chronicle {
 
     /// Tokens and the count of tenures only rise, claim by claim.
     fn assert_monotone(&self) {
-        let written = self.written.lock().unwrap();
+        let written = self.written.lock();
         for (index, later) in written.iter().enumerate() {
             for earlier in written[..index].iter().filter(|entry| entry.name == later.name) {
                 assert!(earlier.transitions <= later.transitions, "{earlier:?} {later:?}");

@@ -5,12 +5,14 @@ use std::{
     io::{BufRead as _, BufReader},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use consul_lock::{
     clock::Clock,
@@ -128,9 +130,9 @@ impl Ours {
                     keepers.view(&id).is_some_and(|view| view.token(clock.now()).is_some());
                 let now = wall();
                 match (relied_on, holding) {
-                    (true, true) => spans.lock().unwrap().last_mut().unwrap().to = before,
+                    (true, true) => spans.lock().last_mut().unwrap().to = before,
                     (true, false) => {
-                        spans.lock().unwrap().push(Span { who: "ours", from: now, to: now });
+                        spans.lock().push(Span { who: "ours", from: now, to: now });
                     }
                     (false, _) => {}
                 }
@@ -182,7 +184,7 @@ impl Ours {
         let clean = || self.keepers.stopped(&self.id) == Some(StopState::Clean);
         until("a clean stop", clean).await;
         self.ended.store(true, Ordering::Relaxed);
-        self.spans.lock().unwrap().clone()
+        self.spans.lock().clone()
     }
 }
 
@@ -316,7 +318,7 @@ async fn hand_over_to_and_fro(means: Means) {
     }
     ours.holds().await;
     // Until whoever writes it down has seen the last of them, too.
-    until("the last span", || ours.spans.lock().unwrap().len() > ROUNDS).await;
+    until("the last span", || ours.spans.lock().len() > ROUNDS).await;
     spans.extend(ours.end().await);
     assert_apart(spans);
 }

@@ -211,10 +211,10 @@ async fn whoever_does_not_want_to_wait_need_not() {
         assert!(matches!(refused, Err(AcquireError::TimedOut { .. })), "{refused:?}");
     }
     // Of those who wait in one process the first is served first.
-    let order = std::sync::Mutex::new(Vec::new());
+    let order = parking_lot::Mutex::new(Vec::new());
     let next = async |name| {
         let held = first.acquire(&place.key).await.unwrap();
-        order.lock().unwrap().push(name);
+        order.lock().push(name);
         held.release().await.unwrap();
     };
     let all = async {
@@ -223,7 +223,7 @@ async fn whoever_does_not_want_to_wait_need_not() {
         })
     };
     soon("all of them", all).await;
-    assert_eq!(*order.lock().unwrap(), [1, 2, 3]);
+    assert_eq!(*order.lock(), [1, 2, 3]);
     soon("the other process", second.acquire_within(&place.key, PATIENCE)).await.unwrap();
 }
 

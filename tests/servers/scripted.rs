@@ -1,10 +1,8 @@
 //! An HTTP server that says what a test wants it to say, and remembers what it was asked.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -51,7 +49,7 @@ impl Scripted {
 
     /// Head and body of every request so far.
     pub(crate) fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 }
 
@@ -63,7 +61,7 @@ async fn serve(listener: TcpListener, reply: Reply, requests: Arc<Mutex<Vec<Stri
             let Some(request) = request(&mut stream).await else {
                 return;
             };
-            requests.lock().unwrap().push(request);
+            requests.lock().push(request);
             match reply {
                 // A client that is gone already is some tests' point.
                 Reply::Bytes(bytes) => drop(stream.write_all(&bytes).await),

@@ -6,9 +6,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use consul_lock::clock::Clock;
 use futures::StreamExt;
@@ -77,7 +79,7 @@ impl Witness {
 
     /// Everything so far, in the order in which it was written.
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        let mut seen = self.seen.lock().unwrap().clone();
+        let mut seen = self.seen.lock().clone();
         seen.sort_by_key(|one| one.version);
         seen
     }
@@ -218,7 +220,7 @@ async fn follow<K>(
 {
     let keep = move |object: &K, gone| {
         if let Some(what) = read(object, gone) {
-            seen.lock().unwrap().push(Seen { version: version(object), what });
+            seen.lock().push(Seen { version: version(object), what });
         }
         version(object)
     };

@@ -9,10 +9,11 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use reqwest::{
     Certificate, Client, ClientBuilder, Identity,
     dns::{Name, Resolve, Resolving},
@@ -70,7 +71,7 @@ impl Carrier {
 
     /// The client to use now; or which file has to be put right, if nothing of it was ever good.
     pub(super) fn client(&self, now: Instant) -> Result<Client, HttpConfigError> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if now.since(made.looked) >= LOOK_EVERY {
             made.looked = now;
             self.look(&mut made);

@@ -9,14 +9,10 @@
 //! # Not guaranteed
 //! That a new token is known to every server at once: that answer is [`Class::Transient`].
 
-use std::{
-    fmt, fs,
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, fs, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +146,7 @@ impl Login {
         match self.log_in(clock, send).await {
             Ok(new) => {
                 let token = new.token.clone();
-                *lock(&self.known) = Some(new);
+                *self.known.lock() = Some(new);
                 Ok(token)
             }
             Err(error) => {
@@ -163,7 +159,7 @@ impl Login {
 
     /// Consul did not know this token. Unless it is a new one, the next call logs in anew.
     pub(super) fn doubt(&self, token: &Token, now: Instant) {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         if known.as_ref().is_some_and(|known| known.token == *token && !known.is_fresh(now)) {
             *known = None;
         }
@@ -171,11 +167,11 @@ impl Login {
 
     /// The token that is to be given back, and is not used any more.
     pub(super) fn end(&self) -> Option<Token> {
-        lock(&self.known).take().map(|known| known.token)
+        self.known.lock().take().map(|known| known.token)
     }
 
     fn known(&self) -> Option<Known> {
-        lock(&self.known).clone()
+        self.known.lock().clone()
     }
 
     async fn log_in(
@@ -268,10 +264,6 @@ fn of_refusal(status: StatusCode, words: &str) -> Class {
         _ if status.is_server_error() => Class::Transient,
         _ => Class::Invalid,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use reqwest::{Url, header::HeaderValue};
 
 use super::{
@@ -158,7 +159,7 @@ impl TokenFile {
 
     /// The token to use now; or what is wrong with the file, if there was never one in it.
     pub(super) fn current(&self, now: Instant) -> Result<Token, HttpConfigError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         if now.since(seen.looked) >= LOOK_EVERY {
             seen.looked = now;
             match &seen.known {

@@ -1,11 +1,7 @@
 //! Walks, step by step, with caches that know what a test tells them, an API server that answers as
 //! a test says, and the in-memory Consul: what is written, in which order, and what is not.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, OnceLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 use futures::{FutureExt, stream};
 use http::{Method, Request, Response};
@@ -15,6 +11,7 @@ use kube::{
     client::Body,
     runtime::watcher::{self, Event},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -195,12 +192,12 @@ impl Walker {
     }
 
     fn take_written(&self) -> Vec<String> {
-        std::mem::take(&mut self.desk.lock().unwrap().written)
+        std::mem::take(&mut self.desk.lock().written)
     }
 
     /// The fate of a write from now on.
     fn fate(&self, write: &str, fate: Option<Fate>) {
-        let mut desk = self.desk.lock().unwrap();
+        let mut desk = self.desk.lock();
         match fate {
             Some(fate) => drop(desk.fates.insert(write.to_owned(), fate)),
             None => drop(desk.fates.remove(write)),
@@ -288,7 +285,7 @@ fn api_server(desk: &Arc<Mutex<Desk>>, overtake: mpsc::UnboundedSender<()>) -> C
                 write += if takes_off { " off" } else { " on" };
             }
             let fate = {
-                let mut desk = desk.lock().unwrap();
+                let mut desk = desk.lock();
                 desk.written.push(write.clone());
                 desk.fates.get(&write).copied()
             };

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    CLAIM, NAMESPACE, Random, SERVICE, chance, guard, name_of, pick, text,
+    CLAIM, NAMESPACE, Random, SERVICE, chance, name_of, pick, text,
     world::{Shared, World},
 };
 
@@ -36,7 +36,7 @@ impl Cast {
             dual_stack: chance(random, 0.2),
             made: 0,
         };
-        let mut world = guard(&cast.world);
+        let mut world = cast.world.lock();
         world.act("POST", "/api/v1/namespaces", &json!({ "metadata": { "name": NAMESPACE } }));
         for node in NODE_NAMES {
             world.act("POST", NODES, &json!({ "metadata": { "name": node }, "spec": {} }));
@@ -53,7 +53,7 @@ impl Cast {
             "apiVersion": "consullock.dev/v1alpha1", "kind": "ConsulLock",
             "metadata": { "name": name }, "spec": spec,
         });
-        guard(&self.world).act("POST", CLAIMS, &claim);
+        self.world.lock().act("POST", CLAIMS, &claim);
     }
 
     fn serve(&self, world: &mut World) {
@@ -71,7 +71,7 @@ impl Cast {
     /// Something happens.
     pub(super) fn strike(&mut self) {
         let world = self.world.clone();
-        let mut world = guard(&world);
+        let mut world = world.lock();
         let pods: Vec<Value> = world.api.all("pods").map(|pod| (**pod).clone()).collect();
         let pod = (!pods.is_empty()).then(|| pods[pick(&self.random, pods.len())].clone());
         let node = NODE_NAMES[pick(&self.random, NODE_NAMES.len())];
@@ -100,7 +100,7 @@ impl Cast {
 
     /// What kubelets do by themselves: they end what is being deleted, sooner or later.
     pub(super) fn tick(&mut self) {
-        let mut world = guard(&self.world);
+        let mut world = self.world.lock();
         let leaving: Vec<Value> = world
             .api
             .all("pods")
@@ -118,7 +118,7 @@ impl Cast {
     /// Everybody is well again.
     pub(super) fn heal(&mut self) {
         let world = self.world.clone();
-        let mut world = guard(&world);
+        let mut world = world.lock();
         for node in NODE_NAMES {
             bring_back(&mut world, node);
         }

@@ -1,13 +1,11 @@
 //! The way from keepers to Consul, and who looks at the key before and after each call.
 
-use std::{
-    future::Future,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use super::{
-    Random, chance, guard, span,
+    Random, chance, span,
     world::{Cause, Shared},
 };
 use crate::{
@@ -50,23 +48,23 @@ impl Wire for Line {
     ) -> Result<T, ConsulError> {
         let sent = self.clock.now();
         let (generation, relied) = {
-            let world = guard(&self.world);
+            let world = self.world.lock();
             (world.generation, world.relied_until.is_some_and(|until| sent < until))
         };
         self.travel().await;
-        let faults = *guard(&self.faults);
+        let faults = *self.faults.lock();
         if faults.election_until.is_some_and(|end| self.clock.now() < end) {
             let message = "No cluster leader".to_owned();
             return Err(ConsulError { operation, class: Class::Transient, message });
         }
-        guard(&self.world).look(Cause::Fate);
+        self.world.lock().look(Cause::Fate);
         let answer = work.await;
         if !matches!(operation, Operation::WatchPrefix | Operation::WatchKey) {
             let lands = || format!("{} sent at {sent:?}: {}", operation.as_str(), answer.is_ok());
-            guard(&self.world).note(lands);
+            self.world.lock().note(lands);
         }
         {
-            let mut world = guard(&self.world);
+            let mut world = self.world.lock();
             // What is given up when it may not be relied on any more was lost before.
             let ours = operation == Operation::Transaction && generation == world.generation;
             world.look(if ours && relied { Cause::Ours } else { Cause::Fate });
@@ -76,7 +74,7 @@ impl Wire for Line {
     }
 
     fn is_calm(&self) -> bool {
-        let LineFaults { cut_until, loss, delay_millis, election_until: _ } = *guard(&self.faults);
+        let LineFaults { cut_until, loss, delay_millis, election_until: _ } = *self.faults.lock();
         let cut = cut_until.is_some_and(|end| self.clock.now() < end);
         !cut && loss == 0.0 && delay_millis == 0
     }
@@ -95,7 +93,7 @@ impl Wire for Line {
         let grants = matches!(operation, Operation::CreateSession | Operation::RenewSession);
         if grants && answer.is_ok() {
             let until = sent + self.ttl.mul_f64(self.ttl_factor);
-            let mut world = guard(&self.world);
+            let mut world = self.world.lock();
             world.relied_until = world.relied_until.max(Some(until));
         }
         answer
@@ -113,7 +111,7 @@ impl Wire for Line {
 impl Line {
     /// One way over the network; never arrives if the message is lost.
     async fn travel(&self) {
-        let faults = *guard(&self.faults);
+        let faults = *self.faults.lock();
         if faults.loss > 0.0 && chance(&self.random, faults.loss) {
             std::future::pending::<()>().await;
         }
@@ -122,7 +120,7 @@ impl Line {
             self.clock.sleep_until(self.clock.now() + delay).await;
         }
         // Silent packet loss: TCP delivers once the cut is over.
-        let cut = guard(&self.faults).cut_until;
+        let cut = self.faults.lock().cut_until;
         if let Some(end) = cut {
             self.clock.sleep_until(end).await;
         }

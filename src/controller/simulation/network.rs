@@ -1,15 +1,11 @@
 //! The way from a controller to the API server: late, deaf, cut, or lying.
 
-use std::{
-    convert::Infallible,
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use axum::body::{Body, to_bytes};
 use futures::{Stream, stream};
 use kube::client::Body as RequestBody;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use testbed::fake_api::Target;
 use tokio::{
@@ -18,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    CLAIM, Kind, Random, TROUBLED, Write, chance, guard, span,
+    CLAIM, Kind, Random, TROUBLED, Write, chance, span,
     world::{Shared, Writer},
 };
 use crate::clock::{Clock, Instant};
@@ -93,7 +89,7 @@ impl Network {
     }
 
     fn faults(&self) -> Faults {
-        *guard(&self.faults)
+        *self.faults.lock()
     }
 
     fn is_down(&self) -> bool {
@@ -113,7 +109,7 @@ impl Network {
         }
         if method == "GET" {
             self.travel(0.0).await?;
-            let answer = guard(&self.world).call("GET", &target, b"", Writer::Other);
+            let answer = self.world.lock().call("GET", &target, b"", Writer::Other);
             self.travel(0.0).await?;
             return Ok(response(answer.code, &answer.body));
         }
@@ -129,7 +125,7 @@ impl Network {
     ) -> io::Result<Response> {
         let content: Value = serde_json::from_slice(&body).unwrap_or_default();
         let generation = {
-            let mut world = guard(&self.world);
+            let mut world = self.world.lock();
             world.sends(&target, &content);
             world.generation
         };
@@ -152,7 +148,7 @@ impl Network {
         if self.is_calm() && !is_slow {
             work.await;
         } else {
-            let mut underway = guard(&self.underway);
+            let mut underway = self.underway.lock();
             while underway.try_join_next().is_some() {}
             underway.spawn(work);
         }
@@ -176,7 +172,7 @@ impl Network {
         mut content: Value,
         generation: u64,
     ) -> Response {
-        let mut world = guard(&self.world);
+        let mut world = self.world.lock();
         let write = Write::of(method, target, &content);
         if self.kind.forges(write, &mut content) {
             let answer = world.call("GET", target, b"", Writer::Other);
@@ -280,7 +276,7 @@ impl Watch {
                 return Some(format!("{}\n", json!({ "type": "ERROR", "object": gone })).into());
             }
             let found = {
-                let world = guard(&network.world);
+                let world = network.world.lock();
                 let change = world.api.after(&self.target, self.after);
                 if change.is_none() {
                     self.after = world.api.version();

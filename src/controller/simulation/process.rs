@@ -2,17 +2,18 @@
 
 use std::{
     sync::{
-        Arc, MutexGuard, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::MutexGuard;
 use rand::RngExt as _;
 use tokio::task::AbortHandle;
 
 use super::{
-    Random, guard,
+    Random,
     line::{Line, LineFaults},
     network::{Faults, KINDS, Network, WatchFaults},
     pick, span,
@@ -57,16 +58,16 @@ impl Process {
         let world = Arc::clone(&self.world);
         let leading = async move {
             let error = controller.lead().await;
-            guard(&world).breaks(format!("the term ends by itself: {error}"));
+            world.lock().breaks(format!("the term ends by itself: {error}"));
         };
         self.leading = Some(tokio::task::spawn_local(leading).abort_handle());
     }
 
     fn start(&mut self) -> Arc<Controller<Wired<Line>>> {
         let random = Arc::clone(&self.random);
-        let jitter: Jitter = Arc::new(move || guard(&random).random_range(0.0..1.0));
+        let jitter: Jitter = Arc::new(move || random.lock().random_range(0.0..1.0));
         let metrics = Arc::clone(METRICS.get_or_init(|| Metrics::new(false)));
-        let way = Wired { consul: guard(&self.world).consul.clone(), wire: self.line.clone() };
+        let way = Wired { consul: self.world.lock().consul.clone(), wire: self.line.clone() };
         let (clock, counted, chance) =
             (self.clock.clone(), Arc::clone(&metrics), Arc::clone(&jitter));
         let make_keepers: MakeKeepers<Wired<Line>> = Box::new(move |wake| {
@@ -95,7 +96,7 @@ impl Process {
         let Some(leading) = self.leading.take() else { return };
         leading.abort();
         self.leads.store(false, Ordering::Relaxed);
-        let mut world = guard(&self.world);
+        let mut world = self.world.lock();
         world.generation += 1;
         world.note(|| "the term ends".to_owned());
         self.next = self.clock.now() + pause;
@@ -115,42 +116,42 @@ impl Process {
         match pick(&random, 18) {
             0 => self.crash(span(&random, 0..15_000)),
             1 => self.resign(span(&random, 0..5_000)),
-            2 => guard(&self.network.faults).down_until = Some(now + span(&random, 500..20_000)),
-            3 => guard(&self.network.faults).loss = 0.2,
-            4 => guard(&self.network.faults).delay_millis = 3_000,
-            5 => guard(&self.network.faults).lateness = 0.3,
-            6 => guard(&self.network.faults).rivalry = 0.3,
+            2 => self.network.faults.lock().down_until = Some(now + span(&random, 500..20_000)),
+            3 => self.network.faults.lock().loss = 0.2,
+            4 => self.network.faults.lock().delay_millis = 3_000,
+            5 => self.network.faults.lock().lateness = 0.3,
+            6 => self.network.faults.lock().rivalry = 0.3,
             7 | 8 => self.watches(kind).delay = span(&random, 100..8_000),
             9 => self.watches(kind).gap_until = Some(now + span(&random, 1_000..20_000)),
             10 => self.watches(kind).cuts += 1,
             11 => {
-                let down_until = guard(&self.network.faults).down_until;
-                *guard(&self.network.faults) = Faults { down_until, ..Faults::default() };
+                let down_until = self.network.faults.lock().down_until;
+                *self.network.faults.lock() = Faults { down_until, ..Faults::default() };
             }
-            12 => guard(&self.line.faults).cut_until = Some(now + span(&random, 500..40_000)),
-            13 => guard(&self.line.faults).loss = 0.2,
-            14 => guard(&self.line.faults).delay_millis = 3_000,
+            12 => self.line.faults.lock().cut_until = Some(now + span(&random, 500..40_000)),
+            13 => self.line.faults.lock().loss = 0.2,
+            14 => self.line.faults.lock().delay_millis = 3_000,
             15 => {
-                let cut_until = guard(&self.line.faults).cut_until;
-                *guard(&self.line.faults) = LineFaults { cut_until, ..LineFaults::default() };
+                let cut_until = self.line.faults.lock().cut_until;
+                *self.line.faults.lock() = LineFaults { cut_until, ..LineFaults::default() };
             }
             16 => {
                 let until = now + span(&random, 500..8_000);
-                guard(&self.line.faults).election_until = Some(until);
-                guard(&self.world).consul.elect();
+                self.line.faults.lock().election_until = Some(until);
+                self.world.lock().consul.elect();
             }
-            _ => guard(&self.world).end_a_session(&random),
+            _ => self.world.lock().end_a_session(&random),
         }
         self.network.changed.notify_waiters();
     }
 
     fn watches(&self, kind: usize) -> MappedWatch<'_> {
-        MappedWatch(guard(&self.network.faults), kind)
+        MappedWatch(self.network.faults.lock(), kind)
     }
 
     pub(super) fn heal(&mut self) {
-        *guard(&self.network.faults) = Faults::default();
-        *guard(&self.line.faults) = LineFaults::default();
+        *self.network.faults.lock() = Faults::default();
+        *self.line.faults.lock() = LineFaults::default();
         self.next = self.clock.now();
         self.network.changed.notify_waiters();
     }

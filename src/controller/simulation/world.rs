@@ -1,9 +1,10 @@
 //! What is true in a run: the API server's objects, Consul's key, and every tenure that Consul has
 //! granted. Each write is judged here as it lands.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use serde_json::Value;
 use testbed::fake_api::{Answer, FakeApi, Target};
 

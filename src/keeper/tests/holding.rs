@@ -149,7 +149,7 @@ async fn longer_ttl_that_a_renewal_grants_counts() {
     let lab = Lab::new();
     let one = lab.contender("one");
     one.holds(&lab).await;
-    lock(&one.line.0.faults).granted_ttl = Some(S * 60);
+    one.line.0.faults.lock().granted_ttl = Some(S * 60);
     lab.until(TTL, "the longer TTL", || one.view().session.ttl == S * 60).await;
     let sent = *one.line.sent(Operation::RenewSession).last().unwrap();
     assert_eq!(one.valid_until(), sent + S * 60);
@@ -339,10 +339,10 @@ async fn adoption_that_is_answered_too_late_does_not_stand_still() {
     let new = lab.contender("one");
     // Granted for no longer than the reply takes.
     new.line.next(Operation::RenewSession, Fate::Slow(S * 2));
-    lock(&new.line.0.faults).granted_ttl = Some(S);
+    new.line.0.faults.lock().granted_ttl = Some(S);
     new.keepers.set(&new.id, new.wanted.clone(), Some(recorded));
     lab.pass(S * 3).await;
-    lock(&new.line.0.faults).granted_ttl = None;
+    new.line.0.faults.lock().granted_ttl = None;
     new.gets_it(&lab, S * 2).await;
 }
 

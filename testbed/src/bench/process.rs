@@ -5,12 +5,14 @@ use std::{
     fs, io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use super::table::{Aim, Row, Table};
 
@@ -113,12 +115,12 @@ impl Connections {
     /// Notes the most since the last phase's end.
     pub fn phase_over(&self, name: &'static str) {
         let most = self.shared.most.swap(0, Ordering::Relaxed);
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push((name, most));
+        self.phases.lock().push((name, most));
     }
 
     /// The most at any time as a row, and by phase as a note.
     pub fn report(&self, table: &mut Table) {
-        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let phases = self.phases.lock();
         let most = phases.iter().map(|(_, most)| *most).max().unwrap_or(0);
         let row = Row::new("connections to Consul, the most at any time").value(most.to_string());
         table.push(row.aim(Aim::Wish, format!("at most {CONNECTIONS}"), most <= CONNECTIONS));

@@ -1,10 +1,11 @@
 //! The fault of the moment, and waiting for it to end.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::{Fault, lock};
+use super::Fault;
 
 /// How long switching a fault may take; a thread that does not react is a bug of the proxy.
 const SWITCH: Duration = Duration::from_secs(5);
@@ -32,7 +33,7 @@ impl Gate {
 
     /// Switches the fault; says whether somebody listens right now.
     pub(super) fn set(&self, fault: Fault) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.fault = fault;
         state.epoch += 1;
         self.changed.notify_all();
@@ -41,33 +42,33 @@ impl Gate {
 
     /// Ends everything; says whether somebody listens right now.
     pub(super) fn close(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         self.changed.notify_all();
         state.listening
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        lock(&self.state).closed
+        self.state.lock().closed
     }
 
     pub(super) fn fault(&self) -> Fault {
-        lock(&self.state).fault
+        self.state.lock().fault
     }
 
     /// The acceptor says whether it listens.
     pub(super) fn listening(&self, listening: bool) {
-        lock(&self.state).listening = listening;
+        self.state.lock().listening = listening;
         self.changed.notify_all();
     }
 
     pub(super) fn wait_for_listener(&self, listening: bool) {
-        let state = lock(&self.state);
         // Late is no error here: the test that relies on it fails with its own message.
-        let waited = self.changed.wait_timeout_while(state, SWITCH, |state| {
-            state.listening != listening && !state.closed
-        });
-        drop(waited);
+        let _ = self.changed.wait_while_for(
+            &mut self.state.lock(),
+            |state| state.listening != listening && !state.closed,
+            SWITCH,
+        );
     }
 
     pub(super) fn wait_until_not_cut(&self) {
@@ -86,14 +87,12 @@ impl Gate {
 
     /// Lets `delay` pass, but no longer than the proxy lives.
     pub(super) fn delay(&self, delay: Duration) {
-        let state = lock(&self.state);
-        drop(self.changed.wait_timeout_while(state, delay, |state| !state.closed));
+        let _ = self.changed.wait_while_for(&mut self.state.lock(), |state| !state.closed, delay);
     }
 
     fn wait_while(&self, waiting: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let state = lock(&self.state);
-        self.changed
-            .wait_while(state, |state| !state.closed && waiting(state))
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| !state.closed && waiting(state));
+        state
     }
 }

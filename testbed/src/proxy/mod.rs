@@ -9,9 +9,11 @@ mod http;
 mod tcp;
 
 use std::io;
+
+use parking_lot::Mutex;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -171,25 +173,25 @@ impl Proxy {
     /// The next `count` requests get `answer`, if they begin with `prefix`: a method and a path
     /// (`PUT /v1/session/create`), or a path alone. Rules are tried in the order they came.
     pub fn answer_next(&self, count: usize, prefix: &str, answer: Answer) {
-        lock(&self.shared.rules).push(Rule { prefix: prefix.to_owned(), left: count, answer });
+        self.shared.rules.lock().push(Rule { prefix: prefix.to_owned(), left: count, answer });
     }
 
     /// How many answers of [`Proxy::answer_next`] are still to be given.
     #[must_use]
     pub fn answers_left(&self) -> usize {
-        lock(&self.shared.rules).iter().map(|rule| rule.left).fold(0, usize::saturating_add)
+        self.shared.rules.lock().iter().map(|rule| rule.left).fold(0, usize::saturating_add)
     }
 
     /// Forgets what [`Proxy::answer_next`] was told.
     pub fn forget_answers(&self) {
-        lock(&self.shared.rules).clear();
+        self.shared.rules.lock().clear();
     }
 
     /// How many requests began with `prefix`, as in [`Proxy::answer_next`]. Only on a
     /// [`Proxy::http`].
     #[must_use]
     pub fn requests(&self, prefix: &str) -> usize {
-        lock(&self.shared.requests).iter().filter(|request| matches(request, prefix)).count()
+        self.shared.requests.lock().iter().filter(|request| matches(request, prefix)).count()
     }
 
     /// How many connections were accepted so far.
@@ -201,7 +203,7 @@ impl Proxy {
     /// How many connections are open now.
     #[must_use]
     pub fn open_connections(&self) -> usize {
-        lock(&self.shared.sockets).len()
+        self.shared.sockets.lock().len()
     }
 
     fn wake_acceptor(&self) {
@@ -226,13 +228,13 @@ impl Drop for Proxy {
 
 impl Shared {
     fn close_all(&self) {
-        lock(&self.sockets).iter().for_each(|pair| pair.close());
+        self.sockets.lock().iter().for_each(|pair| pair.close());
     }
 
     /// Notes a request and finds what was ordered for it.
     fn answer_to(&self, request: &str) -> Option<Answer> {
-        lock(&self.requests).push(request.to_owned());
-        let mut rules = lock(&self.rules);
+        self.requests.lock().push(request.to_owned());
+        let mut rules = self.rules.lock();
         let rule = rules.iter_mut().find(|rule| rule.left > 0 && matches(request, &rule.prefix))?;
         rule.left -= 1;
         Some(rule.answer.clone())
@@ -290,18 +292,14 @@ fn spawn_connection(shared: &Arc<Shared>, client: TcpStream, serve: Serve) {
         let _ = client.set_nodelay(true);
         let _ = upstream.set_nodelay(true);
         let pair = Arc::new(Pair { client, upstream });
-        lock(&shared.sockets).push(Arc::clone(&pair));
+        shared.sockets.lock().push(Arc::clone(&pair));
         if !shared.gate.is_closed() && shared.gate.fault() != Fault::Cut {
             // An error is a connection that broke, which is what this is for.
             let _ = serve(&shared, &pair);
         }
         pair.close();
-        lock(&shared.sockets).retain(|open| !Arc::ptr_eq(open, &pair));
+        shared.sockets.lock().retain(|open| !Arc::ptr_eq(open, &pair));
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@
 mod audit;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use parking_lot::Mutex;
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 pub(crate) use audit::POLICY;
 use audit::Request;
@@ -83,7 +84,7 @@ impl fmt::Display for Grant {
 /// Helm could not render it.
 pub fn of_chart(its_own: &str, claims: &str) -> Result<Vec<Value>, BedError> {
     static RENDERED: Mutex<Option<String>> = Mutex::new(None);
-    let mut rendered = RENDERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rendered = RENDERED.lock();
     let text = match rendered.as_ref() {
         Some(text) => text,
         None => rendered.insert(render()?),

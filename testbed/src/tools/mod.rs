@@ -8,11 +8,12 @@ mod build;
 mod definitions;
 
 use std::collections::HashMap;
+
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::wait::{TimedOut, wait_for};
@@ -292,7 +293,7 @@ impl Tool {
     /// It is neither there nor can it be built.
     pub fn path(self) -> Result<PathBuf, ToolError> {
         static FOUND: Mutex<Option<HashMap<Tool, PathBuf>>> = Mutex::new(None);
-        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = FOUND.lock();
         let found = found.get_or_insert_default();
         if let Some(path) = found.get(&self) {
             return Ok(path.clone());
