@@ -6,7 +6,6 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use jiff::Timestamp;
 
 use super::{
     AcquireSettings, DeadTenure, EndedTenure, KeySeen, LockView, Payload, Record, Recorded,
@@ -29,10 +28,12 @@ use crate::{
 
 mod calls;
 mod following;
+mod inscription;
 mod rival;
 
 use calls::{Answer, acquire, pending_or, read, transact, value_of, written_index};
 use following::Following;
+use inscription::Inscription;
 use rival::Rival;
 
 /// How many ended tenures are remembered.
@@ -43,15 +44,12 @@ pub(super) struct LockKeeper<C> {
     answers: Answers,
     key: Key,
     lent: bool,
-    /// What was written by attempts that may have taken the key, and what they expected of it.
-    attempts: (Option<Expect>, Vec<Vec<u8>>),
-    payload: Payload,
+    /// Of the present tenure, or of the attempt at one.
+    inscription: Inscription,
     /// The pod that the next tenure is to be for.
     leader: Option<Arc<Leader>>,
     /// Why a tenure for another gives way.
     instead: EndReason,
-    /// The pod that the present tenure, or the attempt at one, is for.
-    tenant: Option<Arc<Leader>>,
     record: Option<Record>,
     /// What the record said when the present tenure began.
     recorded: Option<Arc<[u8]>>,
@@ -64,10 +62,6 @@ pub(super) struct LockKeeper<C> {
     sessions_delay: Option<Duration>,
     /// The newest sighting as it came, to be read again when our session changes.
     sighted: Option<Sighting>,
-    /// The beginning of the present tenure, or of the attempt at one, as written into the key.
-    since: Timestamp,
-    /// The value that the key should carry while we hold it.
-    value: Vec<u8>,
     contending_since: Instant,
     rival: Rival<C>,
     ended: Arc<Vec<EndedTenure>>,
@@ -127,17 +121,17 @@ impl<C: Consul> LockKeeper<C> {
                 Lock::adopting(acquire, tenure)
             }
         };
+        let token = tenure_of(machine.state()).map(|tenure| tenure.token);
+        let inscription = Inscription::new(settings.payload, tenant, since, token);
         let rival = Rival::nobody(Arc::clone(&shared));
-        let mut keeper = LockKeeper {
+        LockKeeper {
             shared,
             answers,
             key: settings.key,
             lent: settings.lent,
-            attempts: (None, Vec::new()),
-            payload: settings.payload,
+            inscription,
             leader: settings.leader,
             instead: EndReason::Preempted,
-            tenant,
             record: None,
             recorded: None,
             last: None,
@@ -146,8 +140,6 @@ impl<C: Consul> LockKeeper<C> {
             session: recorded.map(|recorded| recorded.session.clone()),
             sessions_delay: None,
             sighted: None,
-            since,
-            value: Vec::new(),
             contending_since: now,
             rival,
             ended: Arc::default(),
@@ -155,9 +147,7 @@ impl<C: Consul> LockKeeper<C> {
             call: None,
             record_call: None,
             following: None,
-        };
-        keeper.value = keeper.render_value();
-        keeper
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -212,8 +202,7 @@ impl<C: Consul> LockKeeper<C> {
     }
 
     pub(super) fn set_payload(&mut self, payload: Payload) {
-        if self.payload != payload {
-            self.payload = payload;
+        if self.inscription.set_payload(payload) {
             self.write_if_changed();
         }
     }
@@ -247,7 +236,9 @@ impl<C: Consul> LockKeeper<C> {
 
     /// A tenure for somebody else than the leader gives way.
     fn hand_over_if_due(&mut self) {
-        if matches!(self.state(), State::Held { .. }) && self.tenant != self.leader {
+        if matches!(self.state(), State::Held { .. })
+            && self.inscription.tenant() != self.leader.as_ref()
+        {
             self.on(Event::HandOver(self.instead));
         }
     }
@@ -328,13 +319,13 @@ impl<C: Consul> LockKeeper<C> {
             State::Unclear(_) => LockView::Waiting,
             State::Held { tenure, .. } => LockView::Held {
                 token: tenure.token,
-                since: self.since,
+                since: self.inscription.since(),
                 began: tenure.since,
-                leader: self.tenant.clone(),
+                leader: self.inscription.tenant().cloned(),
                 record: self.recorded.clone(),
             },
             State::HandingOver { reason, since } => {
-                LockView::HandingOver { reason, since, leader: self.tenant.clone() }
+                LockView::HandingOver { reason, since, leader: self.inscription.tenant().cloned() }
             }
             State::Releasing(reason) => LockView::Releasing { reason },
             State::Standby => self.view_aside(),
@@ -375,12 +366,10 @@ impl<C: Consul> LockKeeper<C> {
         let Some(pair) = pair else { return KeyState::Missing };
         match &pair.session {
             Some(session) if Some(session) == self.session.as_ref() => {
-                let intact = pair.flags == LOCK_FLAGS && pair.value == self.value;
-                // Who made an attempt and when is part of what it writes. Only of two that are called
-                // the same, in the same second, one whose answer was lost might take the other's for
-                // its own.
-                let is_ours =
-                    !self.lent || self.has_tenure() || self.attempts.1.contains(&pair.value);
+                let intact = pair.flags == LOCK_FLAGS && pair.value == self.inscription.value();
+                let is_ours = !self.lent
+                    || self.has_tenure()
+                    || self.inscription.is_of_an_attempt(&pair.value);
                 if is_ours { KeyState::Ours { intact } } else { KeyState::Other(session.clone()) }
             }
             Some(session) => KeyState::Other(session.clone()),
@@ -458,8 +447,7 @@ impl<C: Consul> LockKeeper<C> {
             }
             Txn::RolledBack(refusals) => refusals,
         };
-        // This one did not take the key.
-        self.attempts.1.pop();
+        self.inscription.attempt_failed();
         let met = |reason: &Refusal| refusals.iter().any(|refusal| refusal.reason == *reason);
         if met(&Refusal::InvalidSession) {
             // The session keeper finds out, which may take it a while.
@@ -523,11 +511,8 @@ impl<C: Consul> LockKeeper<C> {
         if pair.session != self.session || pair.modify_index == token {
             return false;
         }
-        // A rewrite keeps the beginning. What somebody else wrote over it says nothing.
-        let value = serde_json::from_slice::<serde_json::Value>(&pair.value).unwrap_or_default();
-        let began_otherwise =
-            value["since"].as_str().is_some_and(|since| since != self.since_as_written());
-        pair.create_index > token || began_otherwise
+        // A rewrite keeps the beginning.
+        pair.create_index > token || self.inscription.began_otherwise(&pair.value)
     }
 
     /// Keeps the history and the metrics.
@@ -598,8 +583,8 @@ impl<C: Consul> LockKeeper<C> {
         }
         ended.push(EndedTenure {
             token: tenure.token,
-            pod: self.tenant.as_ref().map(|tenant| Arc::clone(&tenant.pod)),
-            from: self.since,
+            pod: self.inscription.tenant().map(|tenant| Arc::clone(&tenant.pod)),
+            from: self.inscription.since(),
             to: self.shared.clock.wall(),
             reason,
         });
@@ -617,25 +602,11 @@ impl<C: Consul> LockKeeper<C> {
         })
     }
 
-    fn since_as_written(&self) -> String {
-        self.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-    }
-
-    fn render_value(&self) -> Vec<u8> {
-        let token = match self.machine.state() {
-            State::Held { tenure, .. } | State::Adopting(Some(tenure)) => Some(tenure.token),
-            _ => None,
-        };
-        let elected = self.tenant.as_ref().map(|tenant| &*tenant.pod);
-        self.payload.written(elected, &self.since_as_written(), token)
-    }
-
     /// Writes the value anew if it should be another by now: the payload changed, or a token has
     /// become known that the value is to tell.
     fn write_if_changed(&mut self) {
-        let value = self.render_value();
-        if self.value != value {
-            self.value = value;
+        let token = tenure_of(self.state()).map(|tenure| tenure.token);
+        if self.inscription.renew(token) {
             self.on(Event::ValueChanged);
         }
     }
@@ -648,9 +619,7 @@ impl<C: Consul> LockKeeper<C> {
             _ => false,
         };
         if begins {
-            self.since = self.shared.clock.wall();
-            self.tenant = self.leader.clone();
-            self.value = self.render_value();
+            self.inscription.begin(self.leader.clone(), self.shared.clock.wall());
         }
         let (shared, answers) = (Arc::clone(&self.shared), self.answers.clone());
         let key = self.key.clone();
@@ -660,7 +629,7 @@ impl<C: Consul> LockKeeper<C> {
             value,
             flags: LOCK_FLAGS,
         };
-        let lock = ours(key.clone(), self.value.clone());
+        let lock = ours(key.clone(), self.inscription.value().to_vec());
         // A free key says nothing of who held it.
         let unlock = TxnOp::Unlock {
             key: key.clone(),
@@ -670,10 +639,7 @@ impl<C: Consul> LockKeeper<C> {
         };
         self.call = Some(match effect {
             Effect::LockKey(expect) => {
-                if self.attempts.0 != Some(expect) {
-                    self.attempts = (Some(expect), Vec::new());
-                }
-                self.attempts.1.push(self.value.clone());
+                self.inscription.attempted(expect);
                 let check = match expect {
                     Expect::Missing => TxnOp::CheckNotExists { key },
                     Expect::Index(index) => TxnOp::CheckIndex { key, index },
@@ -706,6 +672,14 @@ fn refused(txn: &Txn) -> Event {
             Event::ReleaseRefused
         }
         _ => Event::Released(None),
+    }
+}
+
+/// The tenure that there is, or that is being adopted.
+fn tenure_of(state: State) -> Option<Tenure> {
+    match state {
+        State::Held { tenure, .. } | State::Adopting(Some(tenure)) => Some(tenure),
+        _ => None,
     }
 }
 
