@@ -84,7 +84,8 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 	@if command -v mdbook >/dev/null; then \
 		$(MAKE) --no-print-directory book || exit 1; \
 	else \
-		echo "NOT CHECKED: that the book builds, for want of mdbook: cargo install --locked mdbook"; \
+		echo "NOT CHECKED: that the book builds, for want of mdbook:" \
+			"cargo install --locked --version '^0.5' mdbook"; \
 	fi
 
 fuzz: need-fuzz ## put any bytes in the place of what others write, each target for a minute
@@ -108,7 +109,8 @@ generate: need-rust need-cc ## write crds/, man/, the chart's values and the ref
 
 # mdbook takes every page for one of the book's; links that leave it lead to files of the repository.
 book: ## build the book: docs/book/index.html
-	@command -v mdbook >/dev/null || { echo "mdbook is missing: cargo install --locked mdbook"; exit 1; }
+	@command -v mdbook >/dev/null || { echo "mdbook is missing:" \
+		"cargo install --locked --version '^0.5' mdbook"; exit 1; }
 	mdbook build docs
 	@find docs/book -name '*.html' -exec \
 		sed -i.old -E 's|href="((\.\./){2,}[^"]*)\.html|href="\1.md|g' {} +
