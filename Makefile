@@ -25,7 +25,7 @@ FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fuzz lint generate book image servers tools bench need-rust need-lints need-go need-cc need-fuzz
+.PHONY: help demo test soak fuzz lint generate book image ready servers tools bench need-rust need-lints need-go need-cc need-fuzz
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -120,6 +120,9 @@ image: need-rust need-cc ## make the container image without an engine: target/i
 	TRIPLE=$(TRIPLE) tools/image/build.sh $(IMAGE)
 	TRIPLE=$(TRIPLE) $(CARGO) run --quiet --locked --package testbed -- \
 		image $(IMAGE)/consul-lock $(IMAGE)/consul-lock.tar
+
+ready: image tools ## say how long it takes from its container until it is ready, on a real node
+	$(CARGO) run --quiet --locked --package testbed -- ready $(IMAGE)/consul-lock.tar
 
 servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed

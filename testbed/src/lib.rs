@@ -58,4 +58,4 @@ pub use prometheus::Prometheus;
 pub use proxy::{Answer, Fault, Proxy};
 pub use replica::replica;
 pub use run::run;
-pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_for};
+pub use wait::{Deadline, Stopwatch, TimedOut, say, wait_closely, wait_for, wall};

@@ -11,6 +11,7 @@ use testbed::{
 };
 
 mod demo;
+mod ready;
 
 const USAGE: &str = "\
 usage: testbed tools    find or build all that tests need here, and say where it is
@@ -21,7 +22,9 @@ usage: testbed tools    find or build all that tests need here, and say where it
                         hold the chart's and the examples' RBAC rules against the audit logs there
        testbed render   print the chart's objects, for other tools to look at
        testbed image BINARY ARCHIVE
-                        make the container image of this binary, as an OCI archive";
+                        make the container image of this binary, as an OCI archive
+       testbed ready ARCHIVE
+                        say how long this image takes until it is ready, on a real node";
 
 /// What the image may take on a node, at most.
 const IMAGE_MAX_BYTES: u64 = 25_000_000;
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         ["rights", logs] => testbed::rights::compare(logs.as_ref()).map(|said| print!("{said}")),
         ["render"] => render().map_err(|error| error.to_string()),
         ["image", binary, archive] => image(binary.as_ref(), archive.as_ref()),
+        ["ready", archive] => ready::measure(archive.as_ref()).map_err(|error| error.to_string()),
         // For the test of the reaper alone: ends badly while a server runs.
         ["end-badly", "cluster"] => end_badly_with_a_cluster().map_err(|error| error.to_string()),
         ["end-badly", how] => end_badly(how).map_err(|error| error.to_string()),

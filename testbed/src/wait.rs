@@ -5,6 +5,8 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -31,6 +33,13 @@ impl Stopwatch {
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// The wall clock, to be compared with what servers wrote.
+#[expect(clippy::disallowed_methods, reason = "as the stopwatch's")]
+#[must_use]
+pub fn wall() -> Timestamp {
+    Timestamp::now()
 }
 
 /// A moment after which waiting is given up.
@@ -72,6 +81,19 @@ pub struct TimedOut {
 pub fn wait_for<T>(
     what: impl fmt::Display,
     allowed: Duration,
+    look: impl FnMut() -> Option<T>,
+) -> Result<T, TimedOut> {
+    wait_closely(POLL, what, allowed, look)
+}
+
+/// The same with looks this far apart, for what is to be timed.
+///
+/// # Errors
+/// As [`wait_for`].
+pub fn wait_closely<T>(
+    poll: Duration,
+    what: impl fmt::Display,
+    allowed: Duration,
     mut look: impl FnMut() -> Option<T>,
 ) -> Result<T, TimedOut> {
     let deadline = Deadline::after(allowed);
@@ -85,7 +107,7 @@ pub fn wait_for<T>(
             return Err(TimedOut { what: what.to_string(), allowed });
         }
         alive.beat(|waited| format!("still waiting for {what} ({} s)", waited.as_secs()));
-        pause();
+        thread::sleep(poll);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The image as `make image` puts it together, of this profile's binary instead of a release's.
+//! The image as `make image` puts it together, of this profile's binary instead of a release's: unless the
+//! variable `TESTBED_IMAGE` names an archive that it made.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -26,7 +27,10 @@ pub(crate) fn import(cluster: &Cluster) {
     static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut known = KNOWN.lock();
     if !known.contains(cluster.node_name()) {
-        cluster.import(&product().image).unwrap();
+        match std::env::var_os("TESTBED_IMAGE") {
+            Some(archive) => cluster.import_archive(archive.as_ref()).unwrap(),
+            None => cluster.import(&product().image).unwrap(),
+        }
         known.insert(cluster.node_name().to_owned());
     }
 }

@@ -1,11 +1,14 @@
 //! What runs the kubelet's containers: containerd, with runc and a CNI network.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::enclosure::Enclosure;
 use super::host;
@@ -23,8 +26,12 @@ const ALLOWED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Containerd {
     pub(super) server: Server,
+    home: PathBuf,
     socket: PathBuf,
 }
+
+/// What the network of its pods is called.
+const NETWORK: &str = "pods";
 
 impl Containerd {
     pub(super) fn start(
@@ -36,7 +43,10 @@ impl Containerd {
         fs::create_dir_all(home.join("cni"))?;
         let socket = home.join("containerd.sock");
         let config = home.join("config.toml");
-        fs::write(home.join("cni/ptp.conflist"), cni_config(network, &home).to_string())?;
+        fs::write(
+            home.join("cni/ptp.conflist"),
+            cni_config(network, &addresses(&home)).to_string(),
+        )?;
         fs::write(&config, containerd_config(&home, &socket)?)?;
         let recipe = Recipe {
             name: "containerd".to_owned(),
@@ -61,7 +71,28 @@ impl Containerd {
                 other => Err(format!("its CRI plugin: {other:?}")),
             }
         })?;
-        Ok(Containerd { server, socket })
+        Ok(Containerd { server, home, socket })
+    }
+
+    /// The addresses that pods have.
+    pub(super) fn addresses(&self) -> Result<BTreeSet<Ipv4Addr>, BedError> {
+        let folder = addresses(&self.home).join(NETWORK);
+        if !folder.exists() {
+            return Ok(BTreeSet::new()); // no pod was made yet
+        }
+        let mut taken = BTreeSet::new();
+        for entry in fs::read_dir(folder)? {
+            taken.extend(entry?.file_name().to_string_lossy().parse::<Ipv4Addr>().ok());
+        }
+        Ok(taken)
+    }
+
+    /// When a container was made.
+    pub(super) fn made(&self, container: &str) -> Result<Timestamp, BedError> {
+        let told = run(&mut self.ctr(["containers", "info", container])?, ALLOWED)?;
+        let told: Value = serde_json::from_str(&told).unwrap_or_default();
+        let made = told["CreatedAt"].as_str().and_then(|time| time.parse().ok());
+        made.ok_or_else(|| BedError::Impossible(format!("when {container} was made: {told}")))
     }
 
     pub(super) fn socket(&self) -> &Path {
@@ -130,17 +161,22 @@ conf_dir = {cni}
     ))
 }
 
+/// Where the plugin that gives addresses keeps a file for each.
+fn addresses(home: &Path) -> PathBuf {
+    home.join("addresses")
+}
+
 /// Each pod has a link of its own to the node, which routes.
-fn cni_config(network: &Network, home: &Path) -> serde_json::Value {
+fn cni_config(network: &Network, addresses: &Path) -> Value {
     json!({
         "cniVersion": "1.0.0",
-        "name": "pods",
+        "name": NETWORK,
         "plugins": [{
             "type": "ptp",
             "ipMasq": false, // the network does that, for what leaves the cluster alone
             "ipam": {
                 "type": "host-local",
-                "dataDir": home.join("addresses"),
+                "dataDir": addresses,
                 "ranges": [[{"subnet": network.pod_range()}]],
                 "routes": [{"dst": "0.0.0.0/0"}],
             },

@@ -25,6 +25,7 @@ mod network;
 mod policy;
 mod slot;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use containerd::Containerd;
 use enclosure::Enclosure;
 pub use island::Island;
+use jiff::Timestamp;
 use loops::Place;
 use network::Network;
 
@@ -337,6 +339,14 @@ impl Cluster {
         import(&self.containerd, image, &self.folder)
     }
 
+    /// The same of an archive, such as `make image` makes.
+    ///
+    /// # Errors
+    /// It could not be imported.
+    pub fn import_archive(&self, archive: &Path) -> Result<(), BedError> {
+        import_archive(&self.containerd, archive)
+    }
+
     /// Ends the first process of a container without warning (SIGKILL), as a crash would.
     ///
     /// # Errors
@@ -347,14 +357,34 @@ impl Cluster {
         pod: &str,
         container: &str,
     ) -> Result<(), BedError> {
-        let path = format!(
-            "jsonpath={{.status.containerStatuses[?(@.name==\"{container}\")].containerID}}"
-        );
+        let id = self.container(namespace, pod, container)?;
+        let mut kill = self.containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", &id])?;
+        run(&mut kill, STEP_ALLOWED).map(drop)
+    }
+
+    /// When a container was made, as containerd has noted it: a moment before it was started.
+    ///
+    /// # Errors
+    /// There is no such container.
+    pub fn made(&self, namespace: &str, pod: &str, container: &str) -> Result<Timestamp, BedError> {
+        self.containerd.made(&self.container(namespace, pod, container)?)
+    }
+
+    /// What containerd calls a container.
+    fn container(&self, namespace: &str, pod: &str, name: &str) -> Result<String, BedError> {
+        let path =
+            format!("jsonpath={{.status.containerStatuses[?(@.name==\"{name}\")].containerID}}");
         let mut get = self.kubectl(["get", "pod", pod, "--namespace", namespace, "-o", &path])?;
         let id = run(&mut get, STEP_ALLOWED)?;
-        let id = id.trim().trim_start_matches("containerd://");
-        let mut kill = self.containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", id])?;
-        run(&mut kill, STEP_ALLOWED).map(drop)
+        Ok(id.trim().trim_start_matches("containerd://").to_owned())
+    }
+
+    /// The addresses that pods have, each from before anything of its pod runs.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn pod_addresses(&self) -> Result<BTreeSet<Ipv4Addr>, BedError> {
+        self.containerd.addresses()
     }
 }
 
@@ -406,9 +436,13 @@ fn start_runtime(network: &Network, folder: &Folder) -> Result<(Enclosure, Conta
 fn import(containerd: &Containerd, image: &Image, folder: &Folder) -> Result<(), BedError> {
     let archive = folder.path().join(format!("{}.tar", image.name.replace(['/', ':'], "-")));
     image.write(&archive, Layer::Plain)?;
-    let mut command = containerd.ctr(["images", "import"])?;
-    run(command.arg(&archive), STEP_ALLOWED)?;
+    import_archive(containerd, &archive)?;
     Ok(std::fs::remove_file(archive)?)
+}
+
+fn import_archive(containerd: &Containerd, archive: &Path) -> Result<(), BedError> {
+    let mut command = containerd.ctr(["images", "import"])?;
+    run(command.arg(archive), STEP_ALLOWED).map(drop)
 }
 
 fn wait_until_registered(control_plane: &ControlPlane, node: &str) -> Result<(), BedError> {
