@@ -1,11 +1,11 @@
 //! The image as `make image` puts it together, of this profile's binary instead of a release's: unless the
 //! variable `TESTBED_IMAGE` names an archive that it made.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use testbed::{Cluster, Consul, ConsulConfig, PRODUCT_IMAGE, ProductImage, wait_for};
+use testbed::{Cluster, Consul, ConsulConfig, PRODUCT_IMAGE, ProductImage, run, wait_for};
 
 use crate::bed::{PATIENCE, Space};
 
@@ -99,6 +99,27 @@ fn the_image_holds_the_binary_what_it_loads_and_nothing_to_work_with() {
     assert_eq!(others.copied().collect::<Vec<_>>(), FILES);
     assert!(places.iter().filter(library).count() >= 2, "a C library and its loader: {places:?}");
     assert!(places.contains("usr/share/doc/consul-lock/LICENSE"));
+}
+
+#[test]
+fn the_image_trusts_debians_authorities_and_none_that_this_machine_has_beside_them() {
+    let product = product();
+    let bundle = Path::new("etc/ssl/certs/ca-certificates.crt");
+    let (file, _) = product.image.files.iter().find(|(_, place)| place == bundle).unwrap();
+    let trusted = certificates(&std::fs::read_to_string(file).unwrap());
+    let mut list = Command::new("dpkg-query");
+    let listed = run(list.args(["--listfiles", "ca-certificates"]), PATIENCE).unwrap();
+    let place = "/usr/share/ca-certificates/";
+    let of_debian = |file: &&str| file.starts_with(place) && file.ends_with(".crt");
+    let debians = listed.lines().filter(of_debian);
+    let debians = debians.map(|file| certificates(&std::fs::read_to_string(file).unwrap()));
+    assert_eq!(trusted, debians.flatten().collect());
+}
+
+/// What stands between BEGIN and END.
+fn certificates(pem: &str) -> BTreeSet<String> {
+    let begins = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+    begins.map(|rest| rest.split("-----END").next().unwrap().trim().to_owned()).collect()
 }
 
 #[test]
