@@ -39,6 +39,9 @@ const FIRST: Duration = Duration::from_secs(10);
 /// Polls are paced by a token bucket: two at once, then one every so often.
 const REFILL: Duration = Duration::from_millis(100);
 const BURST: u32 = 2;
+/// Between an answer and the next poll. Whoever acts on the answer sends first, and need not share
+/// Consul and the processor with a poll; what comes of it is in the next answer.
+const BREATH: Duration = Duration::from_millis(3);
 
 /// A key as a watch saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +175,7 @@ async fn poll<C: Consul>(shared: Arc<Shared<C>>, prefix: Arc<str>, state: Arc<Mu
             Ok(listing) => {
                 backoff.clear();
                 after = state.lock().update(listing);
+                shared.clock.sleep_until(shared.clock.now() + BREATH).await;
             }
             Err(error) => {
                 tracing::warn!(%prefix, %error, "cannot watch");

@@ -319,3 +319,22 @@ async fn session_that_is_lent_twice_gives_the_key_to_one_after_the_other() {
     first.keepers.stop(&first.id);
     assert!(second.gets_it(&lab, MOMENT).await > token);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_acts_on_what_was_seen_sends_before_the_next_poll() {
+    let lab = Lab::new();
+    let session = lab.stranger(Duration::ZERO).await;
+    assert!(lab.acquire(&session).await);
+    let two = lab.contender("two");
+    two.set();
+    lab.until(S, "it waits", || two.view().lock == LockView::Waiting).await;
+    lab.pass(10 * S).await;
+
+    let begin = lab.now();
+    assert!(lab.release(&session).await);
+    lab.until(S, "it holds", || two.token().is_some()).await;
+    lab.pass(S).await;
+    let sent = two.line.sent_since(begin);
+    let first = |wanted| sent.iter().position(|operation| *operation == wanted).unwrap();
+    assert!(first(Operation::Transaction) < first(Operation::WatchPrefix), "{sent:?}");
+}
