@@ -58,9 +58,6 @@ const BRISK: [&str; 3] = ["--ttl=10s", "--grace=1s", "--lock-delay=0s"];
 const SETTLED: Duration = Duration::from_secs(10);
 /// Of [`Means::RunChecked`].
 const CHECKED: [&str; 4] = ["--ttl=10s", "--grace=1s", "--lock-delay=10s", "--check=serfHealth"];
-/// Somebody dies at any moment between two renewals: of the peers two such times pass in this, of
-/// ours more.
-const SPREAD: Duration = Duration::from_secs(15);
 
 /// A key, and what becomes of the commands under it.
 struct Scene {
@@ -248,35 +245,45 @@ pub(crate) fn killed(consul: &Consul, count: usize, table: &mut Table) -> Outcom
     Ok(())
 }
 
+/// Starts a holder and somebody who waits, and lets the holder's machine die when this `part` of the
+/// time between two of its renewals has passed since one. Returns how long it took until the other held.
+fn dies(consul: &Consul, means: Means, part: f64) -> Outcome<Duration> {
+    let scene = Scene::new(means)?;
+    let proxy = Proxy::http(consul.http())?;
+    let first = scene.start(consul, &proxy.address().to_string())?;
+    scene.wait_start(1)?;
+    let _second = scene.start(consul, &consul.address())?;
+    let renewal = |number| {
+        let seen = || (proxy.requests("PUT /v1/session/renew/") >= number).then(wall);
+        wait_for(format!("renewal {number} under {means:?}"), PATIENCE, seen)
+    };
+    let (one, next) = (renewal(2)?, renewal(3)?);
+    sleep(between(one, next).mul_f64(part));
+    let at = wall();
+    kill_family(first.pid());
+    Ok(between(at, scene.wait_start(2)?.at))
+}
+
 /// A machine dies with everything on it, and another one holds the lock.
 pub(crate) fn machine_dies(consul: &Consul, count: usize, table: &mut Table) -> Outcome<()> {
+    let count = count.max(1);
     say(format!("{count} machines die for each, which takes more than a minute"));
     let all = [Means::Run, Means::RunBrisk, Means::CrateBrisk, Means::ConsulLock, Means::ApiLock];
-    let began = wall();
-    let mut scenes = Vec::new();
-    for turn in 0..count.max(1) {
-        for means in all {
-            let scene = Scene::new(means)?;
-            let first = scene.start(consul, &consul.address())?;
-            let since = scene.wait_start(1)?.at;
-            let second = scene.start(consul, &consul.address())?;
-            scenes.push((turn, since, scene, first, second));
+    let times = std::thread::scope(|scope| {
+        let mut machines = Vec::new();
+        for turn in 0..count {
+            let part = (turn as f64 + 0.5) / count as f64;
+            for means in all {
+                machines.push((means, scope.spawn(move || dies(consul, means, part))));
+            }
         }
-    }
-    // Everybody has renewed by then; the time between two renewals is cut into even parts.
-    let old = between(began, wall()) + SETTLED;
-    let mut deaths = Vec::new();
-    for (turn, since, scene, first, second) in scenes {
-        let age = old + SPREAD.mul_f64(turn as f64 / count.max(1) as f64);
-        sleep(age.saturating_sub(between(since, wall())));
-        let at = wall();
-        kill_family(first.pid());
-        deaths.push((scene, at, (first, second)));
-    }
-    let mut times: Vec<(Means, Duration)> = Vec::new();
-    for (scene, at, _contenders) in &deaths {
-        times.push((scene.means, between(*at, scene.wait_start(2)?.at)));
-    }
+        let time = |(means, machine): (_, std::thread::ScopedJoinHandle<'_, Outcome<Duration>>)| {
+            let ended = machine.join();
+            let time = ended.map_err(|_| Failure::Odd(format!("a panic under {means:?}")))??;
+            Ok((means, time))
+        };
+        machines.into_iter().map(time).collect::<Outcome<Vec<(Means, Duration)>>>()
+    })?;
     let of = |wanted| {
         let of_means = times.iter().filter(|(means, _)| *means == wanted);
         median(of_means.map(|(_, time)| *time).collect())

@@ -72,7 +72,7 @@ struct Amounts {
     /// Commands under a lock that are killed, one after the other
     #[arg(long, default_value_t = 10)]
     kills: usize,
-    /// Machines that die for each means, one after the other
+    /// Machines that die for each means, each at another moment between two renewals
     #[arg(long, default_value_t = 9)]
     deaths: usize,
     /// Leave out how long the peers go on when packets are dropped, which takes minutes
