@@ -177,7 +177,7 @@ impl<C: Consul> SessionKeeper<C> {
         self.renewed = Some(sent);
         self.ttl = ttl;
         let rest = ttl.saturating_sub(self.settings.notice).max(ttl / 2);
-        self.due = sent + (rest / 3).mul_f64(1.0 - self.shared.jitter() / 10.0);
+        self.due = sent + (rest / 3).mul_f64(0.95 + self.shared.jitter() / 10.0);
     }
 
     fn failed(&mut self, error: ConsulError) {
