@@ -170,14 +170,14 @@ impl<C: Consul> SessionKeeper<C> {
         self.call = Some(swept.boxed());
     }
 
-    /// Renewals go out about every third of the time after which somebody would begin to stop, so
-    /// that two may fail.
+    /// Renewals go out at every third of the time after which somebody would begin to stop, or a little
+    /// before, so that two may fail.
     fn good(&mut self, sent: Instant, ttl: Duration) {
         self.backoff.clear();
         self.renewed = Some(sent);
         self.ttl = ttl;
         let rest = ttl.saturating_sub(self.settings.notice).max(ttl / 2);
-        self.due = sent + (rest / 3).mul_f64(0.95 + self.shared.jitter() / 10.0);
+        self.due = sent + (rest / 3).mul_f64(1.0 - self.shared.jitter() / 10.0);
     }
 
     fn failed(&mut self, error: ConsulError) {
