@@ -53,12 +53,18 @@ impl Helm {
         run(&mut command, ALLOWED)
     }
 
+    /// The variables that it is run with.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, PathBuf)> {
+        let places = ["CACHE", "CONFIG", "DATA"];
+        let home = |place: &&str| (format!("HELM_{place}_HOME"), self.folder.path().join(place));
+        let kubeconfig = ("KUBECONFIG".to_owned(), self.kubeconfig.clone());
+        places.iter().map(home).chain([kubeconfig]).collect()
+    }
+
     fn command(&self) -> Result<Command, BedError> {
         let mut command = Tool::Helm.command([] as [&str; 0])?;
-        command.env("KUBECONFIG", &self.kubeconfig);
-        for place in ["CACHE", "CONFIG", "DATA"] {
-            command.env(format!("HELM_{place}_HOME"), self.folder.path().join(place));
-        }
+        command.envs(self.env());
         Ok(command)
     }
 }

@@ -7,7 +7,9 @@
 //! That anything is on disk: it runs without fsync.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,6 +83,15 @@ impl Postgres {
     /// # Errors
     /// It did not come up; with the end of its log.
     pub fn start() -> Result<Postgres, BedError> {
+        Postgres::start_also_on(&[])
+    }
+
+    /// The same, for clients of these addresses' subnets as well, such as the pods behind a
+    /// [`crate::Cluster::gateway`].
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub fn start_also_on(addresses: &[Ipv4Addr]) -> Result<Postgres, BedError> {
         let programs = programs().map_err(BedError::Impossible)?;
         let folder = Folder::new("postgres")?;
         let account = Account::of_server()?;
@@ -90,9 +101,11 @@ impl Postgres {
         let (data, password) = (folder.path().join("data"), random()?);
         let enter = entrance(folder.path(), account.as_ref());
         initialise(&programs, &folder, &data, &password, &enter)?;
+        let mut hosts = OpenOptions::new().append(true).open(data.join("pg_hba.conf"))?;
+        writeln!(hosts, "host all all samenet scram-sha-256")?;
         let (server, port) = with_free_ports(|| {
             let port = Port::reserve()?;
-            let recipe = recipe(&programs, &folder, &data, &port).entering(&enter);
+            let recipe = recipe(&programs, &folder, &data, &port, addresses).entering(&enter);
             let pid_file = data.join("postmaster.pid");
             Ok((Server::start(recipe, move || ready(&pid_file))?, port))
         })?;
@@ -231,11 +244,21 @@ fn initialise(
     run(&mut command, ALLOWED).map(drop)
 }
 
-fn recipe(programs: &Path, folder: &Folder, data: &Path, port: &Port) -> Recipe {
+fn recipe(
+    programs: &Path,
+    folder: &Folder,
+    data: &Path,
+    port: &Port,
+    also_on: &[Ipv4Addr],
+) -> Recipe {
     let mut args: Vec<OsString> = vec!["-D".into(), data.into()];
     let port = port.number();
+    let mut addresses = "127.0.0.1".to_owned();
+    for address in also_on {
+        addresses.push_str(&format!(",{address}"));
+    }
     for setting in [
-        "listen_addresses=127.0.0.1",
+        &format!("listen_addresses={addresses}"),
         &format!("port={port}"),
         "unix_socket_directories=",
         "fsync=off",
