@@ -1,29 +1,35 @@
 //! The chart on a real node with the real Helm: installed, examined, upgraded, rolled back and
-//! uninstalled, while a pod leads.
+//! uninstalled, while a pod leads. What is typed for it is what the pages print.
 
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
-    process::Command,
     time::Duration,
 };
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use testbed::{
-    Authority, CertFiles, Cluster, Consul, Enforced, Folder, Helm, Stopwatch, chart, request, run,
-    say, tools::Tool, wait_for,
+    Authority, CertFiles, Cluster, Consul, Enforced, Folder, Helm, Stopwatch, request, say,
+    wait_for,
 };
 
 use crate::{
     bed::{PATIENCE, Space, disturbed_cluster, pod},
     image::{consul_by_name, import},
+    printed::{Page, Reader},
 };
 
-const RELEASE: &str = "locks";
+/// What the pages call the release, and its namespace.
+const RELEASE: &str = "consul-lock";
 
-/// The cluster's name in Consul, and in the policy that is documented.
-const CLUSTER: &str = "eu-1";
+/// The pages about its life.
+const HELM: &str = "install/helm.md";
+const CONSUL_PAGE: &str = "install/consul.md";
+const UPGRADES: &str = "operations/upgrades.md";
+
+/// The pages' Consul.
+const CONSUL: &str = "consul-server.consul.svc";
 
 /// The claim, its Service and the label of its pod.
 const NAME: &str = "billing";
@@ -36,9 +42,13 @@ const START_ALLOWED: Duration = Duration::from_secs(10);
 struct Scene {
     own: Space,
     claims: Space,
-    helm: Helm,
+    reader: Reader,
     consul: Consul,
+    /// By name, with the port.
+    address: String,
     values: Value,
+    /// For the values.
+    folder: Folder,
 }
 
 /// A tenure, as Consul and the claim's status tell it. The key's own indexes are no part of it: a
@@ -55,46 +65,56 @@ impl Scene {
     fn set(cluster: &'static Cluster) -> Scene {
         import(cluster);
         let (consul, address) = consul_by_name(cluster, true);
-        let own = Space::on(cluster, "chart");
+        let reader = Reader::of(cluster, &consul);
+        let page = Page::open(CONSUL_PAGE);
+        reader.types(&page.block("sh", "acl policy create"));
+        let own = Space { cluster, namespace: RELEASE.to_owned() };
         let restricted = "pod-security.kubernetes.io/enforce=restricted";
-        own.kubectl(&["label", "namespace", &own.namespace, restricted]);
-        let token = format!("--from-literal=token={}", documented_token(&consul));
-        own.kubectl(&["create", "secret", "generic", "consul-token", &token]);
-        let values = json!({
-            "image": {"pullPolicy": "Never"},
-            "clusterName": CLUSTER,
-            "consul": {"address": address, "tokenSecret": {"name": "consul-token"}},
-            "dns": {"policy": "None", "nameservers": [cluster.gateway()]},
-            "admissionPolicy": {"enabled": true},
-        });
-        let helm = Helm::new(cluster.kubeconfig()).unwrap();
-        let claims = Space::on(cluster, "charted");
-        Scene { own, claims, helm, consul, values }
+        own.kubectl(&["label", "namespace", RELEASE, restricted]);
+        let mut values: Value =
+            serde_saphyr::from_str(&page.block("yaml", "tokenSecret: {name:")).unwrap();
+        values["consul"]["address"] = json!(address);
+        values["image"] = json!({"pullPolicy": "Never"});
+        values["dns"] = json!({"policy": "None", "nameservers": [cluster.gateway()]});
+        values["admissionPolicy"] = json!({"enabled": true});
+        let folder = Folder::new("values").unwrap();
+        Scene {
+            own,
+            claims: Space::on(cluster, "charted"),
+            reader,
+            consul,
+            address,
+            values,
+            folder,
+        }
     }
 
-    /// `install` or `upgrade`; what it printed.
+    /// Types a command of Helm's that a page prints, with more behind it, and returns what it says.
     #[track_caller]
-    fn helm(&self, what: &str, values: &Value) -> String {
-        let args = [what, RELEASE, "--namespace", &self.own.namespace, "--wait", "--timeout=120s"];
-        self.helm.with_chart(&args, values).unwrap_or_else(|error| {
+    fn helm(&self, page: &'static str, words: &str, more: &str) -> String {
+        let printed = Page::open(page).command(words);
+        let printed = printed.split(" # ").next().unwrap();
+        let printed = printed.replace("REGISTRY", "consullock.dev");
+        let printed = printed.replace(&format!("{CONSUL}:8500"), &self.address);
+        self.reader.tries(&format!("{printed} {more}")).unwrap_or_else(|error| {
             let pods = self.own.try_kubectl(&["describe", "pods"]);
-            let logs = self.own.try_kubectl(&["logs", "deployment/locks-consul-lock"]);
+            let logs = self.own.try_kubectl(&["logs", "deployment/consul-lock"]);
             panic!("{error}\n{}\n{logs:?}", pods.unwrap_or_default())
         })
     }
 
-    /// Any other of Helm's commands about the release.
-    #[track_caller]
-    fn helm_about(&self, what: &[&str], more: &[&str]) -> String {
-        let release = [RELEASE, "--namespace", &self.own.namespace];
-        self.helm.run(&[what, &release, more].concat()).unwrap()
+    /// The flags for a release with these values that is waited for.
+    fn with(&self, values: &Value) -> String {
+        let file = self.folder.write("values.json", values.to_string()).unwrap();
+        format!("--values {} --wait --timeout=120s", file.display())
     }
 
     /// Puts the NetworkPolicy into force that the chart is about to make.
     fn enforce(&self) -> Enforced<'static> {
-        let args = ["template", RELEASE, "--namespace", &self.own.namespace];
+        let args = ["template", RELEASE, "--namespace", RELEASE];
         let args = [&args[..], &["--show-only", "templates/networkpolicy.yaml"]].concat();
-        let policy = self.helm.with_chart(&args, &self.values).unwrap();
+        let helm = Helm::new(self.own.cluster.kubeconfig()).unwrap();
+        let policy = helm.with_chart(&args, &self.values).unwrap();
         let policy: Value = serde_saphyr::from_str(policy.trim_start_matches("---\n")).unwrap();
         self.own.cluster.enforce(&policy).unwrap()
     }
@@ -166,62 +186,9 @@ fn administer(consul: &Consul, method: &str, path: &str, body: Value) -> Value {
     reply.json()
 }
 
-/// A token with the policy that is documented, word for word, and no other.
-fn documented_token(consul: &Consul) -> String {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policies/controller.hcl");
-    let rules = std::fs::read_to_string(file).unwrap();
-    let policy = json!({"Name": "consul-lock", "Rules": rules});
-    administer(consul, "PUT", "/v1/acl/policy", policy);
-    let token = json!({"Policies": [{"Name": "consul-lock"}]});
-    let token = administer(consul, "PUT", "/v1/acl/token", token);
-    token["SecretID"].as_str().unwrap().to_owned()
-}
-
-/// Makes an auth method by which the release's service account gets a token with the same policy,
-/// as the chart's README describes it. The API server reviews whoever logs in.
-fn open_the_door(scene: &Scene) {
-    let namespace = &scene.own.namespace;
-    let rules = [
-        json!({
-            "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"],
-            "verbs": ["create"],
-        }),
-        json!({"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}),
-    ];
-    scene.own.apply(&json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": {"name": "consul-reviews"}, "rules": rules,
-    }));
-    let account = format!("--serviceaccount={namespace}:reviewer");
-    let binding = ["clusterrolebinding", "consul-reviews", "--clusterrole=consul-reviews"];
-    scene.own.kubectl(&[&["create"], &binding[..], &[&account]].concat());
-    scene.own.kubectl(&["create", "serviceaccount", "reviewer"]);
-    let reviewer = scene.own.kubectl(&["create", "token", "reviewer"]);
-    let kubeconfig = std::fs::read_to_string(scene.own.cluster.kubeconfig()).unwrap();
-    let kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
-    let cluster = &kubeconfig["clusters"][0]["cluster"];
-    let authority = cluster["certificate-authority"].as_str().unwrap();
-    let method = json!({
-        "Name": "kubernetes", "Type": "kubernetes",
-        "Config": {
-            "Host": cluster["server"], "CACert": std::fs::read_to_string(authority).unwrap(),
-            "ServiceAccountJWT": reviewer.trim(),
-        },
-    });
-    let role = json!({"Name": "consul-lock", "Policies": [{"Name": "consul-lock"}]});
-    let ours = r#"serviceaccount.name=="locks-consul-lock""#;
-    let rule = json!({
-        "AuthMethod": "kubernetes", "BindType": "role", "BindName": "consul-lock",
-        "Selector": format!(r#"serviceaccount.namespace=="{namespace}" and {ours}"#),
-    });
-    for (path, body) in [("auth-method", method), ("role", role), ("binding-rule", rule)] {
-        administer(&scene.consul, "PUT", &format!("/v1/acl/{path}"), body);
-    }
-}
-
 /// How many tokens there are that logins have made.
 fn logins(consul: &Consul) -> usize {
-    let tokens = administer(consul, "GET", "/v1/acl/tokens?authmethod=kubernetes", Value::Null);
+    let tokens = administer(consul, "GET", "/v1/acl/tokens?authmethod=my-cluster", Value::Null);
     tokens.as_array().unwrap().len()
 }
 
@@ -241,7 +208,7 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     let Some(cluster) = disturbed_cluster() else { return };
     let scene = Scene::set(*cluster);
     let enforced = scene.enforce();
-    let notes = scene.helm("install", &scene.values);
+    let notes = scene.helm(HELM, "helm install", &scene.with(&scene.values));
     assert!(notes.contains("looks after all namespaces"), "{notes}");
     let pods = scene.pods();
     assert_eq!(pods.len(), 2);
@@ -257,16 +224,17 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     scene.elect();
     let tenure = scene.led();
     assert_eq!(tenure.endpoints, ["leader"]);
-    let said = scene.helm_about(&["test"], &["--logs", "--timeout=120s"]);
+    let said = scene.helm(HELM, "helm test", "--timeout=120s");
     let row = said.lines().find(|line| line.starts_with("RBAC: patch on consullocks/status "));
     assert!(row.is_some_and(|row| row.contains(" OK ")) && !said.contains("cannot tell"), "{said}");
 
     confined(&scene, enforced);
+    first_lock(&scene);
 
     // From the token of a Secret to a login by the service account, and to TLS.
-    open_the_door(&scene);
+    scene.reader.types(&Page::open(CONSUL_PAGE).block("sh", "acl auth-method create"));
     let rotation = Rotation::prepare(&scene);
-    scene.helm("upgrade", &rotation.values());
+    scene.helm(UPGRADES, "helm upgrade", &scene.with(&rotation.values()));
     let env = |pod: &Value| pod["spec"]["containers"][0]["env"].to_string();
     let all = |with: bool| {
         scene.pods().iter().all(|pod| env(pod).contains("CONSUL_LOGIN_AUTH_METHOD") == with)
@@ -276,7 +244,7 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     assert_eq!(scene.led(), tenure);
     rotation.turn();
     assert_eq!(scene.led(), tenure);
-    scene.helm_about(&["rollback"], &["--wait", "--timeout=120s"]);
+    scene.helm(UPGRADES, "helm rollback", "--wait --timeout=120s");
     assert!(all(false));
     assert_eq!(scene.led(), tenure);
     let out = || (logins(&scene.consul) == 0).then_some(());
@@ -284,8 +252,8 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     upgrade_the_definition(&scene);
     assert_eq!(scene.led(), tenure);
 
-    let notes = scene.helm_about(&["get", "notes"], &[]);
-    scene.helm_about(&["uninstall"], &["--wait", "--timeout=120s"]);
+    let notes = scene.reader.types("helm get notes consul-lock --namespace consul-lock");
+    scene.helm(UPGRADES, "helm uninstall", "--wait --timeout=120s");
     wait_for("the controllers to go", PATIENCE, || {
         scene
             .own
@@ -296,6 +264,19 @@ fn a_claim_keeps_its_token_over_an_upgrade_and_a_rollback_and_is_there_after_an_
     .unwrap();
     assert!(!scene.claims.get("consullock", NAME)["metadata"]["finalizers"].is_null());
     finish(&scene, &notes);
+}
+
+/// What the pages have next: a first lock, who holds it, and whether all is there.
+fn first_lock(scene: &Scene) {
+    let types = |script: &str| scene.reader.types(script);
+    types(&Page::open(HELM).block("sh", "kubectl apply -f examples/billing.yaml"));
+    types(&Page::open("guide/lock.md").command("kubectl -n shop wait"));
+    let list = types(&Page::open(HELM).command("kubectl get consullocks"));
+    let row: Vec<&str> = list.lines().filter(|line| line.starts_with("shop ")).collect();
+    let words: Vec<&str> = row[0].split_whitespace().collect();
+    assert_eq!(words[..4], ["shop", "billing", "Held", "shop/billing"], "{list}");
+    let said = types(&Page::open(CONSUL_PAGE).command("kubectl consullock"));
+    assert!(said.contains("RBAC: patch on consullocks/status "), "{said}");
 }
 
 /// With the policy in force nobody gets in, and a controller's pod gets out to no other port than it
@@ -346,28 +327,30 @@ impl<'a> Rotation<'a> {
     }
 
     fn put_ca(&self, pem: &str) {
-        self.put(&["generic", "consul-ca", &format!("--from-literal=ca.crt={pem}")]);
+        self.put(&["generic", "consul-ca-cert", &format!("--from-literal=tls.crt={pem}")]);
     }
 
     fn put_client(&self, files: &CertFiles) {
         let [cert, key] = [("cert", &files.cert), ("key", &files.key)]
             .map(|(flag, path)| format!("--{flag}={}", path.display()));
-        self.put(&["tls", "consul-client", &cert, &key]);
+        self.put(&["tls", "consul-lock-client", &cert, &key]);
     }
 
+    /// What changes in the values of the release.
     fn values(&self) -> Value {
-        let mut values = self.scene.values.clone();
+        let page = Page::open(CONSUL_PAGE);
+        let consul = |words: &str| -> Value {
+            let values: Value = serde_saphyr::from_str(&page.block("yaml", words)).unwrap();
+            values["consul"].clone()
+        };
+        let (mut tls, login) = (consul("tls:"), consul("login:"));
+        assert_eq!(tls["address"], format!("https://{CONSUL}:8501"));
         let port = self.scene.consul.https().port();
-        values["consul"] = json!({
-            "address": format!("https://locks.service.consul:{port}"),
-            "tls": {
-                "caSecret": {"name": "consul-ca"},
-                "clientSecret": {"name": "consul-client"},
-                "serverName": "localhost",
-            },
-            "login": {"authMethod": "kubernetes"},
-        });
-        values
+        tls["address"] = json!(format!("https://locks.service.consul:{port}"));
+        tls["tls"]["serverName"] = json!("localhost");
+        tls["tokenSecret"] = json!({"name": ""});
+        tls["login"] = login["login"].clone();
+        json!({ "consul": tls })
     }
 
     /// Both sides trust both CAs, have new certificates, and trust the new CA alone.
@@ -430,7 +413,7 @@ impl<'a> Rotation<'a> {
     }
 }
 
-/// A definition that lacks a field gets it as the chart's README says, while claims are held.
+/// A definition that lacks a field gets it as the page says, while claims are held.
 fn upgrade_the_definition(scene: &Scene) {
     let name = "customresourcedefinition/consullocks.consullock.dev";
     let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
@@ -442,9 +425,7 @@ fn upgrade_the_definition(scene: &Scene) {
         definition.pointer(&format!("{spec}/value")).is_some()
     };
     assert!(!knows());
-    let folder = chart::folder().join("crds");
-    let apply = ["apply", "--server-side", "--force-conflicts", "-f", folder.to_str().unwrap()];
-    scene.own.kubectl(&apply);
+    scene.reader.types(&Page::open(UPGRADES).command("kubectl apply"));
     assert!(knows());
 }
 
@@ -453,14 +434,7 @@ fn finish(scene: &Scene, notes: &str) {
     let (_, last) = notes.split_once("To be rid of them without it").unwrap();
     let commands: Vec<&str> = last.lines().filter(|line| line.starts_with("  kubectl")).collect();
     assert_eq!(commands.len(), 2, "{notes}");
-    let kubectl = Tool::Kubectl.path().unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let path = format!("{}:{path}", kubectl.parent().unwrap().display());
-    for line in commands {
-        let mut command = Command::new("sh");
-        command.args(["-c", line]).env("PATH", &path);
-        run(command.env("KUBECONFIG", scene.own.cluster.kubeconfig()), PATIENCE).unwrap();
-    }
+    commands.into_iter().for_each(|line| drop(scene.reader.types(line)));
     let definition = ["get", "customresourcedefinition/consullocks.consullock.dev"];
     let gone = scene.own.try_kubectl(&definition).unwrap_err().to_string();
     assert!(gone.contains("NotFound"), "{gone}");
