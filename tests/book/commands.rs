@@ -52,11 +52,23 @@ fn without_what_comes_before(words: Vec<String>) -> Vec<String> {
 }
 
 /// The lines of a page's blocks that are for a shell: those behind a `$`, or all where there is none.
+/// And what systemd and cron are to start.
 fn typed(page: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for (kind, block) in blocks(page) {
-        if !["", "sh", "console"].contains(&kind) {
-            continue;
+        match kind {
+            "" | "sh" | "console" => {}
+            "ini" => {
+                let starts = block.lines().filter_map(|line| line.strip_prefix("ExecStart="));
+                lines.extend(starts.map(program_by_name));
+                continue;
+            }
+            "cron" => {
+                let commands = block.lines().filter_map(|line| line.splitn(6, ' ').nth(5));
+                lines.extend(commands.map(|line| line.trim().to_owned()));
+                continue;
+            }
+            _ => continue,
         }
         let whole = block.replace("\\\n", " ");
         let prompted = whole.lines().any(|line| line.starts_with("$ "));
@@ -66,6 +78,12 @@ fn typed(page: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Without the folder of the program, which is none to look at here.
+fn program_by_name(line: &str) -> String {
+    let (program, rest) = line.split_once(' ').unwrap_or((line, ""));
+    format!("{} {rest}", program.rsplit('/').next().unwrap_or_default())
 }
 
 /// Code among the prose.
@@ -283,6 +301,59 @@ fn what_is_quoted_is_in_the_file_that_it_comes_from() {
         }
     }
     assert!(quoted > 3, "{quoted} quotations");
+}
+
+/// Whether a value says all that a part says. It may say more.
+fn says(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(name, field)| whole.get(name).is_some_and(|known| says(known, field)))
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            part.iter().all(|item| whole.iter().any(|known| says(known, item)))
+        }
+        (whole, part) => whole == part,
+    }
+}
+
+/// The same of anything in a value.
+fn says_somewhere(whole: &Value, part: &Value) -> bool {
+    let deeper = |value: &Value| says_somewhere(value, part);
+    says(whole, part)
+        || match whole {
+            Value::Object(fields) => fields.values().any(deeper),
+            Value::Array(items) => items.iter().any(deeper),
+            _ => false,
+        }
+}
+
+/// What a page shows of a manifest of the repository, in fewer lines: the YAML behind
+/// `<!-- part of PATH -->`.
+#[test]
+fn what_is_shown_in_part_is_in_the_manifest_that_it_comes_from() {
+    let mut shown = 0;
+    for page in pages() {
+        let text = read(&page);
+        for (from, rest) in
+            text.split("\n<!-- part of ").skip(1).map(|part| part.split_once(" -->").unwrap())
+        {
+            let (_, block) = blocks(rest).swap_remove(0);
+            let part: Value = serde_saphyr::from_str(&block).unwrap();
+            let manifest: Vec<Value> = serde_saphyr::from_multiple(&read(from)).unwrap();
+            assert!(
+                manifest.iter().any(|document| says_somewhere(document, &part)),
+                "{}: this is not in {from}:\n{block}",
+                page.display()
+            );
+            shown += 1;
+        }
+    }
+    assert!(shown > 1, "{shown} parts");
+    let whole: Value = serde_saphyr::from_str("a: {list: [{x: 1, y: 2}, {x: 3}]}").unwrap();
+    for (part, is_in) in [("list: [{x: 3}, {y: 2}]", true), ("list: [{x: 1, y: 3}]", false)] {
+        let part: Value = serde_saphyr::from_str(part).unwrap();
+        assert_eq!(says_somewhere(&whole, &part), is_in, "{part}");
+    }
 }
 
 #[test]
