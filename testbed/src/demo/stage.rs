@@ -270,8 +270,9 @@ impl Stage {
         self.print_exports(screen)?;
         screen.text("\n   Then for example:\n")?;
         screen.command("kubectl get consullocks -A -o wide --watch")?;
-        screen.command("kubectl -n shop describe consullock migrate")?;
-        screen.command("kubectl -n shop delete pod -l consullock.dev/ledger=holder")?;
+        screen.command("kubectl consullock list")?;
+        screen.command("kubectl consullock -n shop describe ledger")?;
+        screen.command("kubectl consullock -n shop handover ledger")?;
         screen.command("kubectl -n shop get events --sort-by=.metadata.creationTimestamp")?;
         screen.command("kubectl explain consullock.spec --recursive")?;
         screen.command("consul kv get -detailed consul-lock/shop/billing")?;
@@ -388,7 +389,9 @@ fn collect_programs(folder: &Folder) -> Result<(), DemoError> {
     }
     let bin = folder.path().join("bin");
     fs::create_dir(&bin)?;
-    symlink(controller, bin.join("consul-lock"))?;
+    for name in ["consul-lock", "kubectl-consullock"] {
+        symlink(&controller, bin.join(name))?;
+    }
     for tool in [Tool::Consul, Tool::Kubectl] {
         symlink(tool.path().map_err(BedError::from)?, bin.join(tool.name()))?;
     }

@@ -107,12 +107,10 @@ fn declare_locks(stage: &Stage, screen: &mut Screen) -> Result<(), DemoError> {
     )?;
     stage.run(screen, "kubectl apply -f examples/")?;
     let watch = Stopwatch::start();
-    for claim in HELD {
-        wait_phase(stage, screen, claim, "Held")?;
-    }
+    wait_phase(stage, screen, &HELD, "Held")?;
     let took = seconds(&watch);
-    wait_phase(stage, screen, "reports", "Paused")?;
-    wait_phase(stage, screen, ELECTS, "Waiting")?;
+    wait_phase(stage, screen, &["reports"], "Paused")?;
+    wait_phase(stage, screen, &[ELECTS], "Waiting")?;
     stage.run(screen, LIST)?;
     for name in HELD {
         let claim = stage.claim(name)?;
@@ -200,7 +198,7 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
         &["We do not take a stranger's key. As soon as the stranger is done, the key is ours again."],
     )?;
     patch_paused(stage, screen, "migrate", false)?;
-    wait_phase(stage, screen, "migrate", "Waiting")?;
+    wait_phase(stage, screen, &["migrate"], "Waiting")?;
     stage.run(screen, "kubectl -n shop get consullock migrate")?;
     let claim = stage.claim("migrate")?;
     let waits = claim.phase() == "Waiting" && claim.held_by_stranger();
@@ -209,7 +207,7 @@ fn take_back(stage: &mut Stage, screen: &mut Screen, theirs: u64) -> Result<(), 
     screen.aside("the stranger's job is done:")?;
     let watch = Stopwatch::start();
     stage.end_job(screen)?;
-    wait_phase(stage, screen, "migrate", "Held")?;
+    wait_phase(stage, screen, &["migrate"], "Held")?;
     let took = seconds(&watch);
     stage.run(screen, "kubectl -n shop get consullock migrate")?;
     let claim = stage.claim("migrate")?;
@@ -242,7 +240,7 @@ fn run_on_vm(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoError> {
     let shown = || stage.claim("billing").ok().filter(|claim| claim.holder().ends_with(VM));
     wait_for("the status to show the run", PATIENCE, shown)?;
     patch_paused(stage, screen, "billing", false)?;
-    wait_phase(stage, screen, "billing", "Waiting")?;
+    wait_phase(stage, screen, &["billing"], "Waiting")?;
     stage.run(screen, "kubectl -n shop get consullock billing")?;
     let log = stage.job_log();
     stage.run(screen, &format!("cat {}", log.display()))?;
@@ -254,7 +252,7 @@ fn run_on_vm(stage: &mut Stage, screen: &mut Screen) -> Result<(), DemoError> {
     screen.aside("the command is told to end:")?;
     let watch = Stopwatch::start();
     stage.end_job(screen)?;
-    wait_phase(stage, screen, "billing", "Held")?;
+    wait_phase(stage, screen, &["billing"], "Held")?;
     let (took, after) = (seconds(&watch), stage.claim("billing")?);
     stage.run(screen, "kubectl -n shop get consullock billing")?;
     expect(after.token() > theirs, "a token above the run's", || after.to_string())?;
@@ -448,14 +446,25 @@ fn patch_paused(
     stage.run(screen, &format!("kubectl -n shop patch consullock {claim} --type=merge -p {patch}"))
 }
 
-fn wait_phase(stage: &Stage, screen: &Screen, claim: &str, phase: &str) -> Result<(), DemoError> {
+fn wait_phase(
+    stage: &Stage,
+    screen: &Screen,
+    claims: &[&str],
+    phase: &str,
+) -> Result<(), DemoError> {
+    let names: Vec<String> = claims.iter().map(|claim| format!("consullock/{claim}")).collect();
     let condition = format!("--for=jsonpath='{{.status.phase}}'={phase}");
-    wait_line(stage, screen, &format!("-n shop consullock/{claim}"), &condition).map_err(|error| {
-        let seen = stage.claim(claim).map_or_else(|error| error.to_string(), |c| c.to_string());
+    let object = format!("-n shop {}", names.join(" "));
+    wait_line(stage, screen, &object, &condition).map_err(|error| {
+        let seen = claims.iter().map(|claim| match stage.claim(claim) {
+            Ok(claim) => claim.to_string(),
+            Err(error) => error.to_string(),
+        });
         match error {
-            DemoError::Command { .. } => {
-                DemoError::Unexpected { expected: format!("{claim} to become {phase}"), seen }
-            }
+            DemoError::Command { .. } => DemoError::Unexpected {
+                expected: format!("{} to become {phase}", claims.join(", ")),
+                seen: seen.collect::<Vec<_>>().join(", "),
+            },
             other => other,
         }
     })
