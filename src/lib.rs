@@ -128,3 +128,8 @@ pub use locks::{
 };
 #[doc(inline)]
 pub use names::{FencingToken, Key, KeyError};
+
+/// The page of the book about this crate. What it shows compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/src/guide/rust.md")]
+struct Page;
