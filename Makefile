@@ -25,10 +25,10 @@ FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fuzz lint generate book image ready servers tools bench need-rust need-lints need-go need-cc need-fuzz
+.PHONY: help demo test soak fuzz lint generate book image ready reproducible servers tools bench need-rust need-lints need-go need-cc need-fuzz
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: servers ## start the servers, the controller and a story to watch
 	$(CARGO) build --locked
@@ -123,6 +123,9 @@ image: need-rust need-cc ## make the container image without an engine: target/i
 
 ready: image tools ## say how long it takes from its container until it is ready, on a real node
 	$(CARGO) run --quiet --locked --package testbed -- ready $(IMAGE)/consul-lock.tar
+
+reproducible: image ## make the image once more in another folder, and compare both byte by byte
+	TRIPLE=$(TRIPLE) tools/image/reproduce.sh $(IMAGE)
 
 servers: need-rust need-go need-cc ## find or build the servers; minutes the first time
 	$(CARGO) build --locked --package testbed

@@ -40,15 +40,18 @@ if [ -n "${TRIPLE:-}" ] && [ "${TRIPLE%%-*}" != "$(uname -m)" ]; then
 fi
 export CARGO_TARGET_DIR="$target" CARGO_ENCODED_RUSTFLAGS="$flags" CARGO_INCREMENTAL=0
 
-build=build
+auditable=
 if command -v cargo-auditable >/dev/null; then
-    build="auditable build"
+    # Cargo makes the path of what wraps rustc a part of what it calls our crates, and so of the bytes.
+    # cargo-auditable names its own place, another on every machine; what it calls puts its name there.
+    auditable="env CARGO=env cargo-auditable auditable --unset=CARGO
+        RUSTC_WORKSPACE_WRAPPER=cargo-auditable"
 else
     echo "LEFT OUT: the binary does not say what it is made of, for want of cargo-auditable:" \
         "cargo install --locked cargo-auditable" >&2
 fi
-# shellcheck disable=SC2086 # two words
-cargo $build --release --locked --package consul-lock ${TRIPLE:+--target "$TRIPLE"}
+# shellcheck disable=SC2086 # words, or none
+$auditable cargo build --release --locked --package consul-lock ${TRIPLE:+--target "$TRIPLE"}
 cp "$target/${TRIPLE:+$TRIPLE/}release/consul-lock" "$out/consul-lock"
 
 rm -f "$out/sbom.cdx.json"
