@@ -19,6 +19,9 @@ GO_CODE := benches/peers/api-lock benches/peers/leader-election testbed/backend 
 TRIPLE ?=
 IMAGE := $(TARGET)/image$(if $(TRIPLE),-$(TRIPLE))
 
+# Writes the chart's objects, as Helm makes them, for those who check them.
+RENDER := mkdir -p $(TARGET) && $(CARGO) run --quiet --locked --package testbed -- render > $(TARGET)/chart.yaml
+
 # What `make fuzz` runs, and each for how long. No sanitizer: there is no unsafe code of ours, and a
 # stable toolchain does.
 FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
@@ -73,13 +76,19 @@ lint: need-lints need-go need-cc ## check format, lints, and what we depend on
 			"cargo-deny: cargo install --locked cargo-deny"; \
 	fi
 	@if command -v checkov >/dev/null; then \
-		echo "checkov: the chart's objects"; mkdir -p $(TARGET) || exit 1; \
-		$(CARGO) run --quiet --locked --package testbed -- render > $(TARGET)/chart.yaml || exit 1; \
+		echo "checkov: the chart's objects"; $(RENDER) || exit 1; \
 		BC_SKIP_MAPPING=TRUE checkov --framework kubernetes --file $(TARGET)/chart.yaml \
 			--skip-download --quiet --compact || exit 1; \
 	else \
-		echo "NOT CHECKED: the chart's objects, for want of checkov:" \
+		echo "NOT CHECKED by checkov: the chart's objects:" \
 			"pip install -r tools/checkov/requirements.txt"; \
+	fi
+	@if command -v kube-linter >/dev/null; then \
+		echo "kube-linter: the chart's objects"; $(RENDER) || exit 1; \
+		kube-linter lint $(TARGET)/chart.yaml || exit 1; \
+	else \
+		echo "NOT CHECKED by kube-linter: the chart's objects:" \
+			"go install golang.stackrox.io/kube-linter/cmd/kube-linter@v0.8.1"; \
 	fi
 	@if command -v mdbook >/dev/null; then \
 		$(MAKE) --no-print-directory book || exit 1; \
