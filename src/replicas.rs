@@ -9,7 +9,8 @@
 //! alike to within duration ÷ renew deadline, and all replicas have a shorter renew deadline than
 //! any of them has a duration. A leader that cannot renew, or that was frozen, stops at *send time
 //! of its last good renewal + renew deadline*, before another may take over. A replica that is
-//! stopped releases the Lease, and the next one takes it within its retry period.
+//! stopped releases the Lease, and the next one takes it within its retry period. A leader that finds
+//! the Lease older than it was (all of Kubernetes was set back to a backup) stops leading.
 //! # Not guaranteed
 //! Whatever a leader sent to somebody before it stopped may arrive later: what is written must
 //! itself be safe against that (transactions on indexes, optimistic locking). Whoever writes the
@@ -115,6 +116,8 @@ pub struct Replicas {
     observed: Option<Observation>,
     /// The Lease as observed, for writing it back with all that others put into it.
     lease: Option<Lease>,
+    /// The last version of it that was seen.
+    newest: u64,
     /// A write of ours was sent whose fate is unknown.
     unclear: bool,
     /// The last failure that was logged, so that a lasting one is not logged each second.
@@ -172,6 +175,7 @@ impl Replicas {
             clock,
             observed: None,
             lease: None,
+            newest: 0,
             unclear: false,
             trouble: None,
             rng: rand::make_rng(),
@@ -411,6 +415,14 @@ impl Replicas {
             self.leadership.succeeded.store(true, Ordering::Relaxed);
         }
         let seen = lease.as_ref().map_or(Seen::Absent, seen);
+        if let Some(version) = seen.number() {
+            if version < self.newest {
+                tracing::warn!("the lease is older than it was: Kubernetes was set back");
+                // What this term knows, and what it wrote, is of a history that is no more.
+                self.leadership.set(None);
+            }
+            self.newest = version;
+        }
         let next = Observation::next(self.observed.take(), seen, self.clock.now());
         self.observed = Some(next);
         self.lease = lease;

@@ -125,6 +125,16 @@ pub(super) enum Seen {
     },
 }
 
+impl Seen {
+    /// The version as a number, which only rises while an API server keeps what it was told.
+    pub(super) fn number(&self) -> Option<u64> {
+        match self {
+            Seen::Record { version, .. } => version.parse().ok(),
+            Seen::Absent => None,
+        }
+    }
+}
+
 /// Something seen, and since when it has not changed, by our own clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Observation {

@@ -112,6 +112,17 @@ impl Server {
         self.0.lock().lease = None;
     }
 
+    /// All that it holds, to be set back to.
+    fn back_up(&self) -> (Option<Value>, u64) {
+        let inner = self.0.lock();
+        (inner.lease.clone(), inner.version)
+    }
+
+    fn set_back(&self, (lease, version): (Option<Value>, u64)) {
+        let mut inner = self.0.lock();
+        (inner.lease, inner.version) = (lease, version);
+    }
+
     fn faulty(&self, faulty: bool) {
         self.0.lock().faulty = faulty;
     }
@@ -310,6 +321,26 @@ async fn deleted_lease_makes_no_second_leader() {
         assert!(group.leaders().len() <= 1);
     }
     group.leader_within(Duration::from_secs(12)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_whose_api_server_is_set_back_does_not_go_on_by_what_it_knew() {
+    let mut group = Group::new(6);
+    let before_it_began = group.server.back_up();
+    group.start(Timings::default());
+    let (alone, _) = group.leader_within(Duration::from_secs(10)).await;
+    let mut works = group.replicas[alone].works.clone();
+    tokio::time::sleep(3000 * MS).await;
+    let while_it_led = group.server.back_up();
+    for backup in [while_it_led, before_it_began] {
+        tokio::time::sleep(20_000 * MS).await;
+        assert!(*works.borrow_and_update());
+        group.server.set_back(backup);
+        let stopped = works.wait_for(|works| !works);
+        tokio::time::timeout(3000 * MS, stopped).await.unwrap().unwrap();
+        let restarted = works.wait_for(|works| *works);
+        tokio::time::timeout(20_000 * MS, restarted).await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

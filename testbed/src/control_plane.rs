@@ -28,6 +28,9 @@ const APISERVER_ALLOWED: Duration = Duration::from_secs(120);
 /// How long one question of ours to it may take.
 const ANSWER_ALLOWED: Duration = Duration::from_secs(15);
 
+/// How long a copy of what etcd holds may take.
+const COPY_ALLOWED: Duration = Duration::from_secs(30);
+
 /// Where a control plane lives.
 pub(crate) struct Setting {
     /// Where its servers listen.
@@ -58,6 +61,9 @@ pub struct ControlPlane {
     kubeconfig: PathBuf,
     folder: Folder,
 }
+
+/// What a control plane held at some instant; see [`ControlPlane::restore`].
+pub struct Backup(Folder);
 
 impl ControlPlane {
     /// Starts one, and waits until it is ready and has made its first namespaces.
@@ -195,12 +201,48 @@ impl ControlPlane {
     pub fn etcd(&self) -> &Server {
         &self.etcd
     }
+
+    /// All that Kubernetes holds at this instant.
+    ///
+    /// # Errors
+    /// It could not be copied.
+    pub fn back_up(&self) -> Result<Backup, BedError> {
+        let backup = Folder::new("backup")?;
+        // What is copied while nobody writes is what a power failure would leave.
+        self.etcd.pause()?;
+        let copied = copy(&etcd_data(&self.folder), &etcd_data(&backup));
+        self.etcd.resume()?;
+        copied.map(|()| Backup(backup))
+    }
+
+    /// Sets all of Kubernetes back, while none of its servers runs, and waits until it is ready again.
+    /// Its revision is that of the backup.
+    ///
+    /// # Errors
+    /// It could not be stopped, set back, or started.
+    pub fn restore(&self, backup: &Backup) -> Result<(), BedError> {
+        self.apiserver.kill()?;
+        self.etcd.kill()?;
+        let data = etcd_data(&self.folder);
+        std::fs::remove_dir_all(&data)?;
+        copy(&etcd_data(&backup.0), &data)?;
+        self.etcd.start_again()?;
+        self.apiserver.start_again()
+    }
+}
+
+fn etcd_data(folder: &Folder) -> PathBuf {
+    folder.path().join("etcd")
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), BedError> {
+    run(Command::new("cp").arg("--archive").args([from, to]), COPY_ALLOWED).map(drop)
 }
 
 fn start_etcd(folder: &Folder, setting: &Setting) -> Result<Server, BedError> {
     let [_, client, peer] = setting.ports.map(|port| SocketAddr::from((setting.address, port)));
     let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
-    let data = folder.path().join("etcd");
+    let data = etcd_data(folder);
     let recipe = Recipe {
         name: "etcd".to_owned(),
         program: Tool::Etcd.path()?,

@@ -45,7 +45,7 @@ mod wait;
 pub use certs::{Authority, CertFiles, Validity};
 pub use cluster::{ConsulCluster, ConsulClusterConfig};
 pub use consul::{Consul, ConsulConfig};
-pub use control_plane::{ControlPlane, SERVICE_ACCOUNTS};
+pub use control_plane::{Backup, ControlPlane, SERVICE_ACCOUNTS};
 pub use folder::{Folder, tail};
 pub use helm::Helm;
 pub use http::{Reply, request};

@@ -19,6 +19,7 @@ mod consul_misconfigured;
 mod consul_wire;
 mod corpus;
 mod disasters;
+mod disasters_kubernetes;
 mod elections;
 mod elections_changes;
 mod elections_faults;

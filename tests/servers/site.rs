@@ -92,25 +92,34 @@ impl Site {
     /// A site with a Consul token, and whose controllers reach the API server in another way.
     pub(crate) async fn through(what: &str, consul: &str, token: Option<&str>, way: Way) -> Site {
         let client = claims_client().await;
-        Site::build(what, client, (control_plane(), way), consul, token).await
+        Site::build(unique(what), client, (control_plane(), way), consul, token).await
     }
 
     /// A site on a control plane of its own, which may be broken, and on the shared Consul.
     pub(crate) async fn beside(what: &str, cluster: &ControlPlane) -> Site {
         let client = client_by(cluster.kubeconfig()).await;
         install_crd(&client).await;
+        Site::anew(unique(what), cluster).await
+    }
+
+    /// The namespace of another site, built anew on a control plane where ConsulLocks are known.
+    pub(crate) async fn moved(&self, cluster: &ControlPlane) -> Site {
+        Site::anew(self.namespace.clone(), cluster).await
+    }
+
+    async fn anew(namespace: String, cluster: &ControlPlane) -> Site {
+        let client = client_by(cluster.kubeconfig()).await;
         let consul = tokio::task::spawn_blocking(|| shared_consul().address()).await.unwrap();
-        Site::build(what, client, (cluster, Way::Straight), &consul, None).await
+        Site::build(namespace, client, (cluster, Way::Straight), &consul, None).await
     }
 
     async fn build(
-        what: &str,
+        namespace: String,
         client: Client,
         (cluster, way): (&ControlPlane, Way),
         consul: &str,
         token: Option<&str>,
     ) -> Site {
-        let namespace = unique(what);
         create_namespace(&client, &namespace).await;
         let through = match &way {
             Way::Through(port) => Some(*port),
