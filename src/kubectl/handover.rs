@@ -164,8 +164,9 @@ fn outcome(
     let now = match (&status.fencing_token, holder) {
         (Some(token), holder) => {
             let holder = holder.unwrap_or_default();
-            let again = if itself { " again, for nobody else took it" } else { "" };
-            format!("{holder} holds the key{again} with token {token}")
+            let (again, why) =
+                if itself { (" again", ", for nobody else took it") } else { ("", "") };
+            format!("{holder} holds the key{again} with token {token}{why}")
         }
         (None, Some(holder)) => format!("{holder} holds the key"),
         // Somebody else may be about to take it.
