@@ -162,20 +162,22 @@ fn check_that_turns_critical_loses_the_lock() {
 #[test]
 fn rules_that_are_documented_are_enough() {
     let scene = Scene::through("rules", &guarded_consul().address());
-    let key = format!(r#"key "{}" {{ policy = "write" }}"#, scene.key);
+    let name = unique("node");
+    let printed =
+        include_str!("../../../docs/src/install/consul.md").split_once("```hcl\n").unwrap().1;
+    let rules = printed.replace("shop/billing", &scene.key).replace("consul-lock-run", &name);
+    let rules: Vec<&str> = rules.lines().take_while(|line| *line != "```").collect();
+    let [key, session, node] = rules[..] else { panic!("{rules:?}") };
     let ended = |name: &str, rules: &[&str]| {
         let (_, secret) = token(&rules.join("\n"));
         let mut command = scene.command(&["--node", name], &["true"]);
         command.env("CONSUL_HTTP_TOKEN", secret).output().unwrap().status.code()
     };
-    let name = unique("node");
-    let node = format!(r#"node "{name}" {{ policy = "write" }}"#);
-    let session = format!(r#"session "{name}" {{ policy = "write" }}"#);
-    assert_eq!(ended(&name, &[&key, &session]), Some(77), "there is no such node yet");
-    assert_eq!(ended(&name, &[&key, &node]), Some(77));
-    assert_eq!(ended(&name, &[&node, &session]), Some(77));
-    assert_eq!(ended(&name, &[&key, &node, &session]), Some(0));
-    assert_eq!(ended(&name, &[&key, &session]), Some(0), "now there is");
+    assert_eq!(ended(&name, &[key, session]), Some(77), "there is no such node yet");
+    assert_eq!(ended(&name, &[key, node]), Some(77));
+    assert_eq!(ended(&name, &[node, session]), Some(77));
+    assert_eq!(ended(&name, &[key, node, session]), Some(0));
+    assert_eq!(ended(&name, &[key, session]), Some(0), "now there is");
 }
 
 #[test]
