@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     future::Future,
     io::{self, Write},
     net::SocketAddr,
@@ -19,7 +20,7 @@ use consul_lock::{
     consul::{
         Class, Consul,
         gated::Gated,
-        http::{HttpConfig, HttpConsul, TokenSource, ensure_tls_provider},
+        http::{Certificates, HttpConfig, HttpConsul, ensure_tls_provider},
     },
     controller::{self, Controller},
     keeper::{Keepers, Vigil},
@@ -46,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// One call to the Kubernetes API at the start.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the Consul token is another one, or due to be replaced.
+const TOKEN_EVERY: Duration = Duration::from_secs(5);
 /// A connection to the Kubernetes API on which nothing has arrived for this long is dead: a watch
 /// ends by itself after a minute, and everything else has shorter limits of its own.
 const SILENCE: Duration = Duration::from_secs(75);
@@ -216,6 +219,7 @@ async fn serve_agent(mut config: AgentConfig) -> Result<(), Failure> {
     let metrics = Metrics::new(false);
     count_calls(&mut config.consul, &metrics);
     let (consul, clock) = (HttpConsul::new(config.consul)?, Clock::boot());
+    tell_expiry(&consul, &metrics);
     let settings = &mut config.settings;
     let names_its_cluster = settings.cluster.is_some() || settings.pod.is_none();
     let kubernetes = match settings.claim.is_some() || !names_its_cluster {
@@ -236,9 +240,13 @@ async fn serve_agent(mut config: AgentConfig) -> Result<(), Failure> {
         }
     }
     let guarded = config.guarded;
+    let (kept, time) = (consul.clone(), clock.clone());
     let around =
         Surroundings { consul: consul.clone(), clock, metrics, listener, kubernetes, guarded };
-    let ended = agent::agent(&config.settings, around).await;
+    let ended = tokio::select! {
+        ended = agent::agent(&config.settings, around) => ended,
+        never = look_after_token(&kept, &time) => match never {},
+    };
     consul.log_out().await;
     Ok(ended?)
 }
@@ -255,6 +263,29 @@ fn count_calls(consul: &mut HttpConfig, metrics: &Arc<Metrics>) {
         let class = result.err().map_or("ok", Class::as_str);
         metrics.consul_answered(operation.as_str(), class, took);
     }));
+}
+
+/// Has the metrics tell until when certificates and token are good.
+fn tell_expiry(consul: &HttpConsul, metrics: &Metrics) {
+    let certificates = consul.clone();
+    metrics.report_certificates_from(move || {
+        let Certificates { ca, client } = certificates.certificates();
+        let named = [("ca", ca), ("client", client)].into_iter();
+        named.filter_map(|(name, life)| Some((name, life?))).collect()
+    });
+    let token = consul.clone();
+    metrics.report_token_from(move || token.token_life());
+}
+
+/// So that a process that has nothing to ask of Consul, as a replica that stands by, has a token that is
+/// good when its turn comes, and knows until when.
+async fn look_after_token(consul: &HttpConsul, clock: &Clock) -> Infallible {
+    loop {
+        if let Err(error) = consul.look_after_token().await {
+            tracing::debug!(%error, "cannot ask after the token");
+        }
+        clock.sleep_until(clock.now() + TOKEN_EVERY).await;
+    }
 }
 
 fn print(text: &[u8]) -> Result<(), Failure> {
@@ -310,6 +341,7 @@ async fn serve(mut config: ControllerConfig) -> Result<(), Failure> {
         metrics,
         stop: CancellationToken::new(),
     };
+    tell_expiry(&shared.consul, &shared.metrics);
     let replicas = contend(&shared, replicas_client, &own_namespace);
 
     let (ready, mut parts) = (Ready::default(), Parts::default());
@@ -503,7 +535,8 @@ async fn kube_system(client: &Client, clock: &Clock) -> Result<ClusterName, Stri
     ClusterName::of_uid(&uid).map_err(|error| format!("its UID is {uid:?}: {error}"))
 }
 
-/// Reports ready once Consul has answered as one does that can be worked with.
+/// Reports ready once Consul has answered as one does that can be worked with, and looks after the token
+/// from then on.
 async fn hear_from_consul(shared: Shared, part: Part) {
     let heard = async {
         let mut pause = Pause::new(&shared.clock);
@@ -514,7 +547,7 @@ async fn hear_from_consul(shared: Shared, part: Part) {
         }
         part.ready();
         tracing::info!("Consul answers");
-        std::future::pending::<()>().await;
+        look_after_token(&shared.consul, &shared.clock).await
     };
     shared.stop.run_until_cancelled(heard).await;
 }
@@ -527,14 +560,7 @@ async fn usable(shared: &Shared) -> Result<(), String> {
         Ok(None) => return Err("Consul has no leader; do its servers have a quorum?".to_owned()),
         Ok(Some(_)) => {}
     }
-    if matches!(shared.config.consul.token, TokenSource::None) {
-        return Ok(());
-    }
-    match shared.consul.token_self().await {
-        // It has no ACLs, or no such question.
-        Err(error) if error.class == Class::Invalid => Ok(()),
-        answer => answer.map(drop).map_err(|error| error.to_string()),
-    }
+    shared.consul.look_after_token().await.map_err(|error| error.to_string())
 }
 
 /// Growing pauses between attempts, one to five seconds: whoever puts something right looks on.

@@ -247,7 +247,7 @@ impl Consul for FakeConsul {
     async fn token_self(&self) -> Result<TokenInfo, ConsulError> {
         Ok(TokenInfo {
             accessor_id: "00000000-0000-0000-0000-000000000002".into(), // Consul's anonymous token
-            expires: None,
+            life: None,
         })
     }
 }

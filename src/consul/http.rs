@@ -15,8 +15,9 @@
 //! The anonymous token is special: Consul does not tell it that ACLs hid something, so an empty
 //! answer to it may be a denial.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 
@@ -37,6 +38,7 @@ mod errors;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
+mod life;
 mod login;
 mod survey;
 mod token;
@@ -46,6 +48,7 @@ mod wire;
 pub use address::AddressError;
 pub use client::ensure_tls_provider;
 pub use config::{HttpConfig, HttpConfigError, Observer};
+pub use life::Certificates;
 pub use login::{LoginSettings, SERVICE_ACCOUNT_TOKEN};
 pub use survey::{Census, date};
 pub use token::{Token, TokenError, TokenFileError, TokenSource};
@@ -128,6 +131,38 @@ impl HttpConsul {
     pub async fn log_out(&self) {
         let url = url(&self.0.address, &self.0.tenant, ["v1", "acl", "logout"]);
         self.0.transport.log_out(url).await;
+    }
+
+    /// Logs in anew if that is due, and has Consul tell until when a token is good that it has not told
+    /// of. Otherwise nothing is asked, so it may be called again and again: whoever has nothing to ask
+    /// for a long time still has a token that is good.
+    ///
+    /// # Errors
+    /// [`ConsulError`].
+    pub async fn look_after_token(&self) -> Result<(), ConsulError> {
+        let transport = &self.0.transport;
+        if transport.is_login_due() {
+            self.token_self().await?;
+        }
+        let Some(token) = transport.untold_token() else { return Ok(()) };
+        match self.token_self().await {
+            Ok(info) => transport.told(token, info.life),
+            // It has no ACLs, or no such question.
+            Err(error) if error.class == Class::Invalid => transport.told(token, None),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// From when until when the token is good that calls are made with now, by Consul's clock. `None`: it
+    /// does not expire, or Consul has not told; see [`HttpConsul::look_after_token`].
+    pub fn token_life(&self) -> Option<Range<Timestamp>> {
+        self.0.transport.token_life()
+    }
+
+    /// The same of the certificates, as their files say.
+    pub fn certificates(&self) -> Certificates {
+        self.0.transport.certificates()
     }
 
     /// A call with small answer and the usual time limit, to be adorned further.

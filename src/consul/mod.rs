@@ -13,7 +13,9 @@
 //! A [`Class::Transient`] error of a write does not say that nothing was written unless it says
 //! so: writes whose fate is open are [`Class::UnknownOutcome`].
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, ops::Range, time::Duration};
+
+use jiff::Timestamp;
 
 use crate::names::{Key, NodeName, SessionId, SessionName};
 
@@ -216,8 +218,8 @@ pub enum PutMode {
 pub struct TokenInfo {
     /// Consul's public identifier of the token.
     pub accessor_id: String,
-    /// When it expires, if it does (RFC 3339).
-    pub expires: Option<String>,
+    /// From when until when it is good, by Consul's clock, if it expires.
+    pub life: Option<Range<Timestamp>>,
 }
 
 /// What we ask of Consul. Implementations are shared by all keepers of a process.

@@ -30,6 +30,12 @@ pub struct Described {
 
 /// How many there are, by the values of some labels.
 pub type Census<const N: usize> = Vec<([&'static str; N], usize)>;
+/// The same of any number.
+pub(super) type Series<const N: usize> = Vec<([&'static str; N], f64)>;
+
+pub(super) fn counted<const N: usize>(census: Census<N>) -> Series<N> {
+    census.into_iter().map(|(labels, count)| (labels, count as f64)).collect()
+}
 
 pub(super) fn set<T>(source: &Source<T>, ask: impl Fn() -> T + Send + Sync + 'static) {
     *source.write() = Some(Arc::new(ask));
@@ -129,23 +135,26 @@ impl Make {
         source
     }
 
-    /// The same with labels; each answer names their values.
-    pub(super) fn asked_by_labels<const N: usize>(
+    /// The same with labels, for whose values each answer gives numbers; those it does not name are absent.
+    pub(super) fn asked_by_labels<const N: usize, T: 'static>(
         &self,
         name: &str,
         help: &str,
-        labels: [&str; N],
-    ) -> Source<Census<N>> {
+        labels: [&'static str; N],
+        values: fn(T) -> Series<N>,
+    ) -> Source<T> {
         let source = Source::default();
-        let gauges = IntGaugeVec::new(opts(name, help), &labels).expect(LITERAL);
+        let opts = opts(name, help);
+        let make = move || GaugeVec::new(opts.clone(), &labels).expect(LITERAL);
+        let gauges = make();
         self.describe(&gauges);
         let asked = AtScrape {
             source: Arc::clone(&source),
             desc: gauges.desc().into_iter().cloned().collect(),
-            collect: Box::new(move |answer: Census<N>| {
-                for (values, count) in answer {
-                    let count = i64::try_from(count).unwrap_or(i64::MAX);
-                    gauges.with_label_values(&values).set(count);
+            collect: Box::new(move |answer| {
+                let gauges = make(); // and not the last scrape's
+                for (labels, value) in values(answer) {
+                    gauges.with_label_values(&labels).set(value);
                 }
                 gauges.collect()
             }),

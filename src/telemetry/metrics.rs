@@ -11,15 +11,16 @@
 //! # Not guaranteed
 //! Counters start anew with the process, and with per-claim series a claim's go when it goes.
 
-use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, fmt, ops::Range, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use prometheus::{
     GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry,
     TextEncoder,
 };
 
-use super::make::{Census, Described, Make, Source, set};
+use super::make::{Census, Described, Make, Series, Source, counted, set};
 use crate::lock::EndReason;
 
 /// From a call within one machine to a blocking query that ran its full minute.
@@ -56,8 +57,17 @@ pub struct Metrics {
     busiest: Source<usize>,
     tightest: Source<Option<f64>>,
     leader: Source<bool>,
+    certificate_expiry: Source<CertificateLives>,
+    certificate_start: Source<CertificateLives>,
+    token_expiry: Source<Option<Life>>,
+    token_start: Source<Option<Life>>,
     per_claim: Option<PerClaim>,
 }
+
+/// From when until when something is good.
+type Life = Range<Timestamp>;
+/// The same of certificates, `ca` and `client`, as far as there are any.
+type CertificateLives = Vec<(&'static str, Life)>;
 
 /// Series that grow with the number of claims.
 struct PerClaim {
@@ -188,21 +198,24 @@ impl Metrics {
                 &["part"],
                 WAIT_SECONDS,
             ),
-            locks: make.asked_by_labels("locks", "Claims, by phase.", ["phase"]),
+            locks: make.asked_by_labels("locks", "Claims, by phase.", ["phase"], counted),
             sessions: make.asked_by_labels(
                 "sessions",
                 "Claims with a session, by what their status says of its health.",
                 ["health"],
+                counted,
             ),
             conditions: make.asked_by_labels(
                 "conditions",
                 "Claims, by condition and its status.",
                 ["condition", "status"],
+                counted,
             ),
             reasons: make.asked_by_labels(
                 "reasons",
                 "Claims, by the reason of their Ready condition.",
                 ["reason"],
+                counted,
             ),
             unheld: make.asked(
                 "unheld_seconds",
@@ -226,6 +239,30 @@ impl Metrics {
                 "leader",
                 "1 while this replica leads, 0 while it stands by.",
                 |leads| Some(f64::from(u8::from(leads))),
+            ),
+            certificate_expiry: make.asked_by_labels(
+                "consul_certificate_expiry_timestamp_seconds",
+                "When the certificate expires that calls to Consul are made with: ca, which Consul is \
+                 trusted by, or client. Of several in a file, the first to expire. Absent without one.",
+                ["certificate"],
+                |lives| of_each(lives, |life| life.end),
+            ),
+            certificate_start: make.asked_by_labels(
+                "consul_certificate_start_timestamp_seconds",
+                "From when on the same certificate is good.",
+                ["certificate"],
+                |lives| of_each(lives, |life| life.start),
+            ),
+            token_expiry: make.asked(
+                "consul_token_expiry_timestamp_seconds",
+                "When the Consul token that is in use expires; that of a login is replaced before. \
+                 Absent if it does not expire, or Consul has not told.",
+                |life: Option<Life>| life.map(|life| seconds(life.end)),
+            ),
+            token_start: make.asked(
+                "consul_token_start_timestamp_seconds",
+                "When the same token was made.",
+                |life: Option<Life>| life.map(|life| seconds(life.start)),
             ),
             per_claim: per_claim.then(|| PerClaim {
                 held: make.int_gauges(
@@ -355,6 +392,24 @@ impl Metrics {
         set(&self.leader, leads);
     }
 
+    /// From now on `lives` answers until when the certificates are good. It runs at each scrape.
+    pub fn report_certificates_from(
+        &self,
+        lives: impl Fn() -> CertificateLives + Send + Sync + 'static,
+    ) {
+        let (lives, again) = shared(lives);
+        set(&self.certificate_expiry, lives);
+        set(&self.certificate_start, again);
+    }
+
+    /// From now on `life` answers until when the Consul token is good; `None` if nothing is known, or it
+    /// does not expire. It runs at each scrape.
+    pub fn report_token_from(&self, life: impl Fn() -> Option<Life> + Send + Sync + 'static) {
+        let (life, again) = shared(life);
+        set(&self.token_expiry, life);
+        set(&self.token_start, again);
+    }
+
     /// Per-claim series: where the claim stands now, and who holds its key. Does nothing unless they
     /// were asked for.
     pub fn claim_stands(
@@ -407,6 +462,21 @@ impl Metrics {
         }
         text
     }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    at.as_second() as f64
+}
+
+fn of_each(lives: CertificateLives, when: fn(Life) -> Timestamp) -> Series<1> {
+    lives.into_iter().map(|(name, life)| ([name], seconds(when(life)))).collect()
+}
+
+/// The same question twice.
+fn shared<T>(ask: impl Fn() -> T) -> (impl Fn() -> T, impl Fn() -> T) {
+    let ask = Arc::new(ask);
+    let again = Arc::clone(&ask);
+    (move || ask(), move || again())
 }
 
 impl PerClaim {
@@ -518,6 +588,34 @@ mod tests {
         metrics.report_tightest_from(|| None);
         assert_line(&metrics, "consul_lock_locks{phase=\"Held\"} 2");
         assert!(!metrics.render().contains("session_valid_seconds"));
+    }
+
+    #[test]
+    fn what_is_good_for_a_time_tells_from_when_until_when_and_nothing_else_does() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let metrics = Metrics::new(false);
+        let families = ["consul_certificate_", "consul_token_"];
+        let shows = |metrics: &Metrics| families.map(|name| metrics.render().contains(name));
+        assert_eq!(shows(&metrics), [false, false]);
+        let lives =
+            [("ca", at(1_000)..at(1_800_000_000)), ("client", at(2_000)..at(1_790_000_000))];
+        metrics.report_certificates_from(move || lives.to_vec());
+        metrics.report_token_from(move || Some(at(3_000)..at(1_780_000_000)));
+        for line in [
+            "certificate_expiry_timestamp_seconds{certificate=\"ca\"} 1800000000",
+            "certificate_expiry_timestamp_seconds{certificate=\"client\"} 1790000000",
+            "certificate_start_timestamp_seconds{certificate=\"client\"} 2000",
+            "token_expiry_timestamp_seconds 1780000000",
+            "token_start_timestamp_seconds 3000",
+        ] {
+            assert_line(&metrics, &format!("consul_lock_consul_{line}"));
+        }
+        metrics.report_certificates_from(move || vec![("ca", at(1_000)..at(1_900_000_000))]);
+        metrics.report_token_from(|| None);
+        let ca = "consul_lock_consul_certificate_expiry_timestamp_seconds{certificate=\"ca\"}";
+        assert_line(&metrics, &format!("{ca} 1900000000"));
+        assert!(!metrics.render().contains("{certificate=\"client\"}"), "{}", metrics.render());
+        assert_eq!(shows(&metrics), [true, false]);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use rcgen::{
 
 use crate::process::BedError;
 
+/// The year in which certificates end that are meant to be good for any test.
+const NEVER: i32 = 4096;
+
 /// A certificate and its key, as PEM files.
 #[derive(Clone, Debug)]
 pub struct CertFiles {
@@ -43,7 +46,16 @@ impl Authority {
     /// # Errors
     /// The key could not be made, or the file not be written.
     pub fn create(folder: &Path, name: &str) -> Result<Authority, BedError> {
+        Authority::create_until(folder, name, NEVER)
+    }
+
+    /// The same, but its certificate ends with the beginning of that year.
+    ///
+    /// # Errors
+    /// As [`Authority::create`].
+    pub fn create_until(folder: &Path, name: &str, year: i32) -> Result<Authority, BedError> {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(year, 1, 1);
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -88,8 +100,8 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         let (from, to) = match validity {
             Validity::Past => (2001, 2002),
-            Validity::Present => (2001, 4096),
-            Validity::Future => (4095, 4096),
+            Validity::Present => (2001, NEVER),
+            Validity::Future => (4095, NEVER),
         };
         params.not_before = date_time_ymd(from, 1, 1);
         params.not_after = date_time_ymd(to, 1, 1);
@@ -101,7 +113,21 @@ impl Authority {
     /// # Errors
     /// It could not be made or written.
     pub fn client(&self, user: &str, group: Option<&str>) -> Result<CertFiles, BedError> {
+        self.client_until(user, group, NEVER)
+    }
+
+    /// The same, but it ends with the beginning of that year.
+    ///
+    /// # Errors
+    /// As [`Authority::client`].
+    pub fn client_until(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        year: i32,
+    ) -> Result<CertFiles, BedError> {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(year, 1, 1);
         params.distinguished_name.push(DnType::CommonName, user);
         if let Some(group) = group {
             params.distinguished_name.push(DnType::OrganizationName, group);

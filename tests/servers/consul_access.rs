@@ -221,7 +221,7 @@ async fn consul_hides_from_the_anonymous_that_it_hides_something() {
 async fn consul_says_who_it_takes_us_for() {
     let (accessor, secret) = token("");
     let info = with_token(&secret).token_self().await.unwrap();
-    assert_eq!((info.accessor_id, info.expires), (accessor, None));
+    assert_eq!((info.accessor_id, info.life), (accessor, None));
 }
 
 #[tokio::test]

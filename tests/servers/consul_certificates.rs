@@ -1,4 +1,5 @@
-//! Certificates that somebody rotates: the CA, Consul's own and ours, under a lock that is held.
+//! Certificates that somebody rotates: the CA, Consul's own and ours, under a lock that is held, and with
+//! them the metrics that tell when they expire.
 
 use std::{fs, path::Path};
 
@@ -10,13 +11,19 @@ use consul_lock::{
     },
     names::Key,
 };
+use jiff::{civil, tz::TimeZone};
 use rustix::process::Signal;
 use testbed::{Authority, CertFiles, Consul, ConsulConfig, Fault, Folder, Proxy, wait_for};
 
 use crate::{
+    agent,
     fixtures::{PATIENCE, unique},
     run::scene::{Scene, valid_until},
 };
+
+/// When the certificates end that come by a rotation.
+const NEW_CA_ENDS: i32 = 2095;
+const NEW_CLIENT_ENDS: i32 = 2094;
 
 /// A Consul over HTTPS, whose files are overwritten by those of another authority.
 struct Bed {
@@ -43,12 +50,19 @@ impl Bed {
             fs::copy(from, ours.path().join(to)).unwrap();
         }
         let proxy = Proxy::tcp(consul.https()).unwrap();
-        let new = Authority::create(folder.path(), "new").unwrap();
+        let new = Authority::create_until(folder.path(), "new", NEW_CA_ENDS).unwrap();
         Bed { consul, proxy, ours, new, folder }
     }
 
     fn address(&self) -> String {
         format!("https://{}", self.proxy.address())
+    }
+
+    /// The flags that name our copies.
+    fn flags(&self) -> [String; 3] {
+        [("cacert", "ca.pem"), ("client-cert", "cert.pem"), ("client-key", "key.pem")].map(
+            |(flag, name)| format!("--consul-{flag}={}", self.ours.path().join(name).display()),
+        )
     }
 
     /// Consul's own file of this name.
@@ -72,7 +86,7 @@ impl Bed {
 
     fn rotate(&self) {
         let server = self.new.server("consul-server", &[], &[]).unwrap();
-        let client = self.new.client("consul-client", None).unwrap();
+        let client = self.new.client_until("consul-client", None, NEW_CLIENT_ENDS).unwrap();
         copy(&server, &self.theirs("consul-server.crt"), &self.theirs("consul-server.key"));
         let ours = self.ours.path();
         copy(&client, &ours.join("cert.pem"), &ours.join("key.pem"));
@@ -96,10 +110,7 @@ fn copy(from: &CertFiles, cert: &Path, key: &Path) {
 fn a_lock_is_held_on_while_the_ca_and_all_certificates_are_rotated() {
     let bed = Bed::new();
     let scene = Scene { address: bed.address(), ..Scene::at("rotated", bed.consul) };
-    let file = |name: &str| bed.ours.path().join(name).display().to_string();
-    let [ca, cert, key] =
-        [("cacert", "ca.pem"), ("client-cert", "cert.pem"), ("client-key", "key.pem")]
-            .map(|(flag, name)| format!("--consul-{flag}={}", file(name)));
+    let [ca, cert, key] = bed.flags();
     let mut run = scene.start(
         &[&ca, &cert, &key, "--ttl=4s", "--grace=500ms"],
         "echo $$ > $F/worker; exec sleep 600",
@@ -148,4 +159,36 @@ fn a_lock_is_held_on_while_the_ca_and_all_certificates_are_rotated() {
     run.send(Signal::TERM);
     assert_eq!(run.wait().0, 143, "{}", run.said());
     assert_eq!(scene.holder(), None);
+}
+
+#[test]
+fn metrics_tell_when_the_certificates_in_use_expire_and_follow_a_rotation() {
+    let bed = Bed::new();
+    let scene = agent::scene::Scene::through("expiry", &bed.address());
+    let [ca, cert, key] = bed.flags();
+    let mut agent = scene.start(&[&ca, &cert, &key, "--ttl=4s", "--grace=1s"]);
+    let token = agent::scene::token(&agent.leads());
+    let ends = |certificate: &str, year: i16| {
+        let end = civil::date(year, 1, 1).to_zoned(TimeZone::UTC).unwrap();
+        let labels = format!("{{certificate=\"{certificate}\"}}");
+        let name = "consul_lock_consul_certificate_expiry_timestamp_seconds";
+        agent.measures(&format!("{name}{labels} {}", end.timestamp().as_second()));
+    };
+    let (old, new_ca, new_client) = (4096, NEW_CA_ENDS as i16, NEW_CLIENT_ENDS as i16);
+    ends("ca", old);
+    ends("client", old);
+    bed.trust(true);
+    ends("ca", new_ca); // the first of the two to expire
+    ends("client", old);
+    bed.rotate();
+    ends("client", new_client);
+    bed.trust(false);
+    ends("ca", new_ca);
+    // What is no good is not in use.
+    replace(&bed.ours.path().join("cert.pem"), "hello");
+    let refused = || agent.said().contains("going on with the last").then_some(());
+    wait_for("the file to be refused", PATIENCE, refused).unwrap();
+    ends("client", new_client);
+    assert_eq!(agent::scene::token(&agent.leads()), token, "{}", agent.said());
+    agent.stop();
 }

@@ -1,14 +1,23 @@
 //! Login with the token of a service account: a real Consul has a real API server review it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use consul_lock::{
+    clock::Clock,
     consul::{
-        Class, Consistency, Consul as _, PutMode,
-        http::{HttpConfig, HttpConsul, LoginSettings, TokenSource},
+        Class, Consistency, Consul as _, Operation, PutMode,
+        http::{HttpConfig, HttpConsul, LoginSettings, Token, TokenSource},
     },
     names::Key,
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,
@@ -20,9 +29,14 @@ use serde_json::{Value, json};
 use testbed::{Folder, wait_for};
 
 use crate::{
+    agent,
     faults_kubernetes::put,
-    fixtures::{PATIENCE, control_plane, create_namespace, guarded_consul, kube_client, unique},
+    fixtures::{
+        PATIENCE, control_plane, create_namespace, guarded_consul, kube_client, shared_consul,
+        unique,
+    },
     run::scene::Scene,
+    site::{Replica, Site, Way, eventually},
 };
 
 /// The shortest that Consul allows.
@@ -199,6 +213,7 @@ async fn whoever_may_not_log_in_is_told_why() {
 async fn a_lock_is_held_on_while_tokens_are_taken_away_and_expire() {
     let door = Door::new("expiring").await;
     let file = door.bearer_token_of("worker").await;
+    let idle = Idle::start().await;
     tokio::task::spawn_blocking(move || {
         let scene = Scene::at("expiring", guarded_consul());
         let method = format!("--consul-login-auth-method={}", door.method);
@@ -231,4 +246,132 @@ async fn a_lock_is_held_on_while_tokens_are_taken_away_and_expire() {
     })
     .await
     .unwrap();
+    idle.has_logged_in_again().await;
+}
+
+/// A controller without a claim, which has nothing to ask Consul for.
+struct Idle {
+    replica: Replica,
+    first: f64,
+    _site: Site,
+    /// The bearer token's file is its.
+    _door: Door,
+}
+
+impl Idle {
+    const EXPIRY: &str = "consul_lock_consul_token_expiry_timestamp_seconds";
+
+    async fn start() -> Idle {
+        let door = Door::new("idle").await;
+        let site = Site::through("idle", &guarded_consul().address(), None, Way::Straight).await;
+        let method = format!("--consul-login-auth-method={}", door.method);
+        let bearer = door.bearer_token_of("worker").await;
+        let bearer = format!("--consul-login-bearer-token-file={}", bearer.display());
+        let replica = site.start_with(&[&method, &bearer]).await;
+        let known = || async { replica.metric(Idle::EXPIRY).ok_or("nothing is known") };
+        let first = eventually("the token's end to be known", known).await;
+        assert!((0.0..=TOKENS_LIVE.as_secs_f64()).contains(&left(first)), "{}", left(first));
+        Idle { replica, first, _site: site, _door: door }
+    }
+
+    /// By itself, and before the last token has expired.
+    async fn has_logged_in_again(&self) {
+        let other = || async {
+            let end = self.replica.metric(Idle::EXPIRY).ok_or(0.0)?;
+            assert!(left(end) > 0.0, "it expired {} s ago", -left(end));
+            if end > self.first { Ok(()) } else { Err(left(end)) }
+        };
+        eventually("the next login", other).await;
+    }
+}
+
+/// For how many seconds what ends then is still good.
+fn left(end: f64) -> f64 {
+    end - Clock::boot().wall().as_second() as f64
+}
+
+/// A token that may do anything, for as long as this, or for ever: its secret, and when it ends.
+fn token_for(life: Option<&str>) -> (String, Option<Timestamp>) {
+    let mut wanted = json!({ "Policies": [{ "Name": "global-management" }] });
+    if let Some(life) = life {
+        wanted["ExpirationTTL"] = life.into();
+    }
+    let token = administer("PUT", "/v1/acl/token".to_owned(), wanted);
+    let ends = token["ExpirationTime"].as_str().map(|end| end.parse().unwrap());
+    (token["SecretID"].as_str().unwrap().to_owned(), ends)
+}
+
+#[test]
+fn an_agent_s_metrics_tell_when_its_token_expires_and_follow_a_rotation() {
+    let scene = agent::scene::Scene::through("expiry", &guarded_consul().address());
+    let [(first, ends), (second, ends_later), (third, never)] =
+        [Some("1h"), Some("2h"), None].map(token_for);
+    assert!(never.is_none() && ends < ends_later);
+    let file = scene.folder.write("secret", first).unwrap();
+    let mut agent = scene.start(&[&format!("--consul-http-token-file={}", file.display())]);
+    let name = "consul_lock_consul_token_expiry_timestamp_seconds";
+    let told =
+        |ends: Option<Timestamp>| agent.measures(&format!("{name} {}", ends.unwrap().as_second()));
+    told(ends);
+    scene.folder.write("secret", second).unwrap();
+    told(ends_later);
+    scene.folder.write("secret", third).unwrap();
+    let gone = || (!agent.get("/metrics")?.1.contains(name)).then_some(());
+    wait_for("a token that does not expire", PATIENCE, gone).unwrap();
+    agent.leads();
+    agent.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_is_asked_once_for_each_token_until_when_it_is_good() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = |token: TokenSource| {
+        let (asked, mut config) = (Arc::clone(&asked), HttpConfig::new(guarded_consul().address()));
+        config.token = token;
+        config.observer = Some(Arc::new(move |operation, _, _| {
+            assert_eq!(operation, Operation::ReadToken);
+            asked.fetch_add(1, Ordering::Relaxed);
+        }));
+        HttpConsul::new(config).unwrap()
+    };
+    let folder = Folder::new("token").unwrap();
+    let made = tokio::task::spawn_blocking(|| [Some("1h"), None].map(token_for)).await.unwrap();
+    let [(mortal, ends), (immortal, _)] = made;
+    let file = folder.write("token", mortal).unwrap();
+    let consul = counted(TokenSource::File(file.clone()));
+    assert_eq!(consul.token_life(), None, "Consul has not told");
+    for _ in 0..3 {
+        consul.look_after_token().await.unwrap();
+        let life = consul.token_life().unwrap();
+        assert_eq!(Some(life.end), ends);
+        assert_eq!(life.end.duration_since(life.start), SignedDuration::from_hours(1));
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    folder.write("token", immortal).unwrap();
+    let another = || async {
+        consul.look_after_token().await.unwrap();
+        if asked.load(Ordering::Relaxed) > 1 { Ok(()) } else { Err(()) }
+    };
+    eventually("the other token", another).await;
+    consul.look_after_token().await.unwrap();
+    assert_eq!((consul.token_life(), asked.load(Ordering::Relaxed)), (None, 2));
+
+    let door = Door::new("told").await;
+    let bearer_token_file = door.bearer_token_of("worker").await;
+    let settings = LoginSettings { method: door.method.clone(), bearer_token_file, meta: vec![] };
+    let consul = counted(TokenSource::Login(settings));
+    consul.look_after_token().await.unwrap();
+    let [accessor] = door.tokens().try_into().unwrap();
+    let token = administer("GET", format!("/v1/acl/token/{accessor}"), Value::Null);
+    let ends: Timestamp = token["ExpirationTime"].as_str().unwrap().parse().unwrap();
+    assert_eq!(consul.token_life().map(|life| life.end), Some(ends));
+    consul.log_out().await;
+    assert_eq!(consul.token_life(), None);
+
+    // There are no ACLs here.
+    let mut config = HttpConfig::new(shared_consul().address());
+    config.token = TokenSource::Value(Token::new("any").unwrap());
+    let consul = HttpConsul::new(config).unwrap();
+    consul.look_after_token().await.unwrap();
+    assert_eq!(consul.token_life(), None);
 }

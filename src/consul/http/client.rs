@@ -25,6 +25,7 @@ use super::{
     address::Address,
     errors,
     files::{LOOK_EVERY, Stamp, stamp},
+    life::{self, Certificates},
 };
 use crate::clock::Instant;
 
@@ -40,9 +41,16 @@ pub(super) struct Carrier {
     made: Mutex<Made>,
 }
 
-/// A client, and the files that it was made from as they were then; or why there is none yet.
+/// A client, and until when the certificates are good that it was made with.
+#[derive(Clone)]
+struct Built {
+    client: Client,
+    certificates: Certificates,
+}
+
+/// What was built, and the files that it was made from as they were then; or why there is nothing yet.
 struct Made {
-    client: Result<Client, HttpConfigError>,
+    built: Result<Built, HttpConfigError>,
     stamps: Stamps,
     looked: Instant,
     /// Files that made no client, so that it is said once.
@@ -60,28 +68,37 @@ impl Carrier {
         now: Instant,
     ) -> Result<Carrier, HttpConfigError> {
         let stamps = stamps(config);
-        let client = match build(config, address) {
+        let built = match build(config, address) {
             Err(error) if !(config.wait_for_files && error.is_of_a_file()) => return Err(error),
             built => built,
         };
-        let made = Made { client, stamps, looked: now, refused: None };
+        let made = Made { built, stamps, looked: now, refused: None };
         let (config, address) = (config.clone(), address.clone());
         Ok(Carrier { config, address, made: Mutex::new(made) })
     }
 
     /// The client to use now; or which file has to be put right, if nothing of it was ever good.
     pub(super) fn client(&self, now: Instant) -> Result<Client, HttpConfigError> {
+        self.built(now).map(|built| built.client)
+    }
+
+    /// Until when the certificates are good that the client to use now was made with.
+    pub(super) fn certificates(&self, now: Instant) -> Certificates {
+        self.built(now).map(|built| built.certificates).unwrap_or_default()
+    }
+
+    fn built(&self, now: Instant) -> Result<Built, HttpConfigError> {
         let mut made = self.made.lock();
         if now.since(made.looked) >= LOOK_EVERY {
             made.looked = now;
             self.look(&mut made);
         }
-        made.client.clone()
+        made.built.clone()
     }
 
     fn look(&self, made: &mut Made) {
         let before = stamps(&self.config);
-        if before == made.stamps && made.client.is_ok() {
+        if before == made.stamps && made.built.is_ok() {
             return;
         }
         let built = build(&self.config, &self.address);
@@ -89,12 +106,12 @@ impl Carrier {
             return; // written while they were read
         }
         match built {
-            Ok(client) => {
+            Ok(built) => {
                 tracing::info!("CA or client certificate for Consul changed");
-                (made.client, made.stamps, made.refused) = (Ok(client), before, None);
+                (made.built, made.stamps, made.refused) = (Ok(built), before, None);
             }
             // Whoever calls is told.
-            Err(error) if made.client.is_err() => made.client = Err(error),
+            Err(error) if made.built.is_err() => made.built = Err(error),
             Err(error) if made.refused.as_ref() != Some(&before) => {
                 tracing::warn!(%error, "going on with the last CA and client certificate");
                 made.refused = Some(before);
@@ -118,8 +135,9 @@ pub fn ensure_tls_provider() {
     }
 }
 
-fn build(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigError> {
+fn build(config: &HttpConfig, address: &Address) -> Result<Built, HttpConfigError> {
     ensure_tls_provider();
+    let mut certificates = Certificates::default();
     let mut builder = Client::builder()
         .redirect(Policy::none()) // X-Consul-Token would be sent along
         .no_proxy()
@@ -134,28 +152,33 @@ fn build(config: &HttpConfig, address: &Address) -> Result<Client, HttpConfigErr
         builder = builder.unix_socket(socket.as_path());
     }
     builder = if address.is_https() {
-        tls(builder, config, address)?
+        tls(builder, config, address, &mut certificates)?
     } else {
         // No certificates: a machine without a CA bundle must not need one here.
         builder.http1_only().tls_certs_only([])
     };
-    builder.build().map_err(|error| match (&config.client_cert, &config.client_key) {
-        (Some(cert), Some(key)) => HttpConfigError::Identity {
-            cert: cert.clone(),
-            key: key.clone(),
-            why: errors::chain(error),
-        },
-        _ => HttpConfigError::Client(errors::chain(error)),
-    })
+    let client =
+        builder.build().map_err(|error| match (&config.client_cert, &config.client_key) {
+            (Some(cert), Some(key)) => HttpConfigError::Identity {
+                cert: cert.clone(),
+                key: key.clone(),
+                why: errors::chain(error),
+            },
+            _ => HttpConfigError::Client(errors::chain(error)),
+        })?;
+    Ok(Built { client, certificates })
 }
 
 fn tls(
     mut builder: ClientBuilder,
     config: &HttpConfig,
     address: &Address,
+    certificates: &mut Certificates,
 ) -> Result<ClientBuilder, HttpConfigError> {
     if let Some(path) = &config.ca_file {
-        let bundle = Certificate::from_pem_bundle(&read("CA", path)?)
+        let text = read("CA", path)?;
+        certificates.ca = life::of_certificates(&text);
+        let bundle = Certificate::from_pem_bundle(&text)
             .map_err(|error| pem("CA", path, errors::chain(error)))?;
         if bundle.is_empty() {
             return Err(pem("CA", path, "no certificate in it".to_owned()));
@@ -166,6 +189,7 @@ fn tls(
         (None, None) => builder,
         (Some(cert), Some(key)) => {
             let mut both = read("client certificate", cert)?;
+            certificates.client = life::of_certificates(&both);
             both.push(b'\n');
             both.extend(read("client key", key)?);
             let identity = Identity::from_pem(&both)

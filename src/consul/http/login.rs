@@ -170,6 +170,16 @@ impl Login {
         self.known.lock().take().map(|known| known.token)
     }
 
+    /// Whether the next call logs in.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.known().is_none_or(|known| known.spent.is_some_and(|spent| now >= spent))
+    }
+
+    /// The last token, if it was not given back or found to be unknown.
+    pub(super) fn last(&self) -> Option<Token> {
+        self.known().map(|known| known.token)
+    }
+
     fn known(&self) -> Option<Known> {
         self.known.lock().clone()
     }
@@ -314,13 +324,16 @@ mod tests {
         assert_eq!(first.await.unwrap().word(), "one");
         clock.sleep_until(clock.now() + Duration::from_secs(35)).await;
         assert_eq!(login.token(&clock, nobody).await.unwrap().word(), "one");
+        assert!(!login.is_due(clock.now()));
         fs::write(folder.path().join("jwt"), "another").unwrap();
         clock.sleep_until(clock.now() + Duration::from_secs(12)).await;
+        assert!(login.is_due(clock.now()) && login.last() == Token::new("one").ok());
         let next = login.token(&clock, async |body: Vec<u8>| {
             assert!(String::from_utf8(body).unwrap().contains("another"));
             granted("two")
         });
         assert_eq!(next.await.unwrap().word(), "two");
+        assert!(!login.is_due(clock.now()) && login.last() == Token::new("two").ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! One HTTP exchange: permit, token, time limit, size limit.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue},
@@ -13,6 +14,7 @@ use super::{
     address::Address,
     client::Carrier,
     errors::{self, Tls},
+    life::{Certificates, Told},
     login::{Answered, LoginError},
     token::{Token, Tokens},
 };
@@ -72,6 +74,7 @@ pub(super) struct Reply {
 pub(super) struct Transport {
     carrier: Carrier,
     tokens: Tokens,
+    told: Told,
     calls: Semaphore,
     polls: Semaphore,
     timeout: Duration,
@@ -90,6 +93,7 @@ impl Transport {
         Ok(Transport {
             carrier: Carrier::new(config, address, clock.now())?,
             tokens,
+            told: Told::default(),
             calls: Semaphore::new(config.max_in_flight.max(1)),
             polls: Semaphore::new(config.max_polls.max(1)),
             timeout: config.timeout,
@@ -165,6 +169,44 @@ impl Transport {
                 })
             }
         }
+    }
+
+    /// The token in use, as far as it is known without a login.
+    fn token_in_use(&self) -> Option<Token> {
+        match &self.tokens {
+            Tokens::Fixed(token) => token.clone(),
+            Tokens::File(file) => file.current(self.clock.now()).ok(),
+            Tokens::Login(login) => login.last(),
+        }
+    }
+
+    /// Whether the next call logs in.
+    pub(super) fn is_login_due(&self) -> bool {
+        match &self.tokens {
+            Tokens::Login(login) => login.is_due(self.clock.now()),
+            Tokens::Fixed(_) | Tokens::File(_) => false,
+        }
+    }
+
+    /// The token in use, if Consul has not told yet until when it is good.
+    pub(super) fn untold_token(&self) -> Option<Token> {
+        self.token_in_use().filter(|token| self.told.of(token).is_none())
+    }
+
+    /// What Consul told when `token` was in use, unless it was replaced meanwhile.
+    pub(super) fn told(&self, token: Token, life: Option<Range<Timestamp>>) {
+        if self.token_in_use().as_ref() == Some(&token) {
+            self.told.note(token, life);
+        }
+    }
+
+    /// From when until when the token in use is good, if that is known and it expires.
+    pub(super) fn token_life(&self) -> Option<Range<Timestamp>> {
+        self.told.of(&self.token_in_use()?)?
+    }
+
+    pub(super) fn certificates(&self) -> Certificates {
+        self.carrier.certificates(self.clock.now())
     }
 
     async fn send_login(&self, url: Url, body: Vec<u8>) -> Answered {

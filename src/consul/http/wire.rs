@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::life;
 use crate::{
     consul::{
         Behavior, KvPair, Refusal, SessionInfo, SessionRequest, TokenInfo, TxnOp, TxnRefusal,
@@ -259,16 +261,18 @@ impl From<TxnError> for TxnRefusal {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub(super) struct Token {
     #[serde(rename = "AccessorID")]
     accessor_id: String,
-    #[serde(rename = "ExpirationTime", default)]
-    expires: Option<String>,
+    create_time: Option<Timestamp>,
+    expiration_time: Option<Timestamp>,
 }
 
 impl From<Token> for TokenInfo {
     fn from(wire: Token) -> TokenInfo {
-        TokenInfo { accessor_id: wire.accessor_id, expires: wire.expires }
+        let life = life::of_token(wire.create_time, wire.expiration_time);
+        TokenInfo { accessor_id: wire.accessor_id, life }
     }
 }
 

@@ -167,6 +167,15 @@ impl Agent {
         Some((reply.status, reply.text()))
     }
 
+    /// Waits until its metrics have this line.
+    #[track_caller]
+    pub(crate) fn measures(&self, line: &str) {
+        let metrics = || self.get("/metrics").map(|(_, text)| text).unwrap_or_default();
+        let found = || metrics().lines().any(|shown| shown == line).then_some(());
+        let found = wait_for(line.to_owned(), PATIENCE, found);
+        found.unwrap_or_else(|error| panic!("{error}: {}\n{}", metrics(), self.said()));
+    }
+
     /// What it answers, if that is what it is asked for.
     pub(crate) fn stands(&self) -> Option<Value> {
         let (code, text) = self.get("/leader")?;
