@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
-use testbed::{Fault, Prometheus, Proxy, wait_for};
+use testbed::{Consul, ConsulConfig, Fault, Prometheus, Proxy, wait_for};
 
 use super::{of_kind, read, render};
 use crate::{
@@ -54,14 +54,48 @@ fn panels_have_queries_and_places_of_their_own() {
     assert!(panels.iter().any(|panel| panel["type"] == "state-timeline"));
 }
 
-/// A controller whose ways to Kubernetes and to Consul can be cut, and a Prometheus that scrapes it by
-/// what the chart's ServiceMonitor says, with the chart's alerts.
+/// A controller whose ways to Kubernetes and to Consul can be cut, another one beside it, and a Prometheus
+/// that scrapes both by what the chart's ServiceMonitor says, with the chart's alerts.
 struct Stage {
     site: Site,
     cast: Cast,
     replica: Replica,
     prometheus: Prometheus,
     ways: [Proxy; 2],
+    _mortal: Mortal,
+}
+
+/// A controller without claims, whose certificates and token expire.
+struct Mortal {
+    replica: Replica,
+    _site: Site,
+    _consul: Consul,
+}
+
+impl Mortal {
+    async fn start() -> Mortal {
+        let started = tokio::task::spawn_blocking(|| {
+            let config = ConsulConfig { tls: true, acl: true, ..ConsulConfig::default() };
+            let consul = Consul::start(config).unwrap();
+            let token = token_for_an_hour(&consul);
+            (consul, token)
+        });
+        let (consul, token) = started.await.unwrap();
+        let site = Site::through("mortal", &consul.address(), Some(&token), Way::Straight).await;
+        let (ca, client) = (consul.ca_file().unwrap(), consul.client_cert().unwrap());
+        let (cert, key) = (client.cert.as_path(), client.key.as_path());
+        let files = [("cacert", ca), ("client-cert", cert), ("client-key", key)];
+        let files = files.map(|(flag, file)| format!("--consul-{flag}={}", file.display()));
+        let replica = site.start_with(&files.each_ref().map(String::as_str)).await;
+        Mortal { replica, _site: site, _consul: consul }
+    }
+}
+
+fn token_for_an_hour(consul: &Consul) -> String {
+    let body = json!({"Policies": [{"Name": "global-management"}], "ExpirationTTL": "1h"});
+    let reply = consul.request("PUT", "/v1/acl/token", body.to_string().as_bytes()).unwrap();
+    assert!(reply.ok(), "{}", reply.text());
+    reply.json()["SecretID"].as_str().unwrap().to_owned()
 }
 
 impl Stage {
@@ -81,9 +115,11 @@ impl Stage {
         // With the Lease's own times: on a machine with much to do a short one is lost all the time.
         let replica = site.start_with(&["--per-claim-metrics"]).await;
         replica.wait_leads().await;
-        let config = scraping(&replica).to_string();
+        let mortal = Mortal::start().await;
+        let config = scraping(&replica, &mortal.replica).to_string();
         let started = tokio::task::spawn_blocking(move || Prometheus::start(&config));
-        Stage { site, cast, replica, prometheus: started.await.unwrap().unwrap(), ways }
+        let prometheus = started.await.unwrap().unwrap();
+        Stage { site, cast, replica, prometheus, ways, _mortal: mortal }
     }
 
     fn set_both(&self, fault: Fault) {
@@ -92,13 +128,14 @@ impl Stage {
 }
 
 /// Prometheus' configuration, as its operator would make it of the chart's objects.
-fn scraping(replica: &Replica) -> Value {
+fn scraping(replica: &Replica, other: &Replica) -> Value {
     let values = json!({"metrics": {
         "serviceMonitor": {"enabled": true}, "prometheusRule": {"enabled": true},
     }});
     let objects = render("ops", &values).unwrap();
     let endpoint = &of_kind(&objects, "ServiceMonitor")[0]["spec"]["endpoints"][0];
     let service = &of_kind(&objects, "Service")[0]["metadata"]["name"];
+    let targets = [replica, other].map(|one| one.admin_address().to_string());
     let rules = replica
         .folder()
         .write("alerts.json", of_kind(&objects, "PrometheusRule")[0]["spec"].to_string());
@@ -110,7 +147,7 @@ fn scraping(replica: &Replica) -> Value {
             "metrics_path": endpoint["path"],
             "honor_labels": endpoint["honorLabels"],
             "static_configs": [{
-                "targets": [replica.admin_address().to_string()],
+                "targets": targets,
                 "labels": {"namespace": "ops", "service": service},
             }],
         }],
@@ -152,6 +189,11 @@ async fn every_panel_shows_data_of_a_controller_that_has_been_through_a_failover
         let lost = |alert: &Value| alert["metric"]["alertname"] == "ConsulLockTenureLost";
         let fires = || prometheus.alerts().unwrap().into_iter().find(lost);
         wait_for("the alert about the lost tenure", PATIENCE, fires).unwrap();
+        // What is good for long enough alarms nobody.
+        let expiry = ["ConsulLockCertificateExpiresSoon", "ConsulLockTokenExpiresSoon"];
+        for alert in prometheus.alerts().unwrap() {
+            assert!(!expiry.iter().any(|name| alert["metric"]["alertname"] == *name), "{alert}");
+        }
         parts_of_the_failover(&prometheus)
     });
     let parts = checked.await.unwrap();
