@@ -10,7 +10,8 @@ use std::time::Duration;
 /// Stands in the corpus where a secret does.
 const SECRET: &str = "s3cret";
 /// What a secret is given by.
-const FLAGS: [&str; 3] = ["--consul-http-token=", "--consul-http-auth=", "--consul-http-addr="];
+const FLAGS: [&str; 3] = ["--consul-http-token=", "--consul-http-auth=", ADDRESS];
+const ADDRESS: &str = "--consul-http-addr=";
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -42,7 +43,11 @@ pub(super) fn command_line(input: &[u8]) {
 /// Whether every one that stands there is told as one, and to a command that takes it.
 fn is_secret(args: &[&str]) -> bool {
     let takes = args.get(1).is_some_and(|one| ["controller", "run", "agent"].contains(one));
-    let is_told = |arg: &str| FLAGS.iter().any(|flag| arg.starts_with(flag));
+    let is_told = |arg: &str| {
+        // In an address it is one in front of the host; elsewhere, and in a socket's path, it is a name.
+        let is_user = !arg.contains("=unix://") && arg.contains(&format!("{SECRET}@"));
+        FLAGS.iter().any(|flag| arg.starts_with(flag) && (*flag != ADDRESS || is_user))
+    };
     takes && !args.contains(&"--") && args.iter().all(|arg| is_told(arg) || !arg.contains(SECRET))
 }
 

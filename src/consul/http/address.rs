@@ -61,7 +61,9 @@ impl Address {
 
     fn tcp(url: &str) -> Result<Address, AddressError> {
         let mut base = Url::parse(url).map_err(unreadable)?;
-        if !base.username().is_empty() || base.password().is_some() {
+        // `http:/me:secret@consul`, with a slash too few, is a host called http and a path.
+        let has_user = !base.username().is_empty() || base.password().is_some();
+        if has_user || base.path().contains('@') {
             return Err(AddressError::Credentials);
         }
         if base.query().is_some() || base.fragment().is_some() {
@@ -127,6 +129,9 @@ mod tests {
             ("unix://", AddressError::Socket),
             ("unix://run/consul.sock", AddressError::Socket),
             ("http://me:secret@consul", AddressError::Credentials),
+            ("http:/me:secret@consul", AddressError::Credentials),
+            ("https:/me:secret@consul:8501", AddressError::Credentials),
+            ("consul/me:secret@consul", AddressError::Credentials),
             ("http://consul?token=secret", AddressError::Query),
         ] {
             assert_eq!(Address::parse(raw), Err(expected), "{raw}");
