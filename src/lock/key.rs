@@ -584,10 +584,13 @@ impl Lock {
     fn note(&mut self, seen: Seen, now: Instant) {
         let held = |key: &KeyState| matches!(key, KeyState::Other(_) | KeyState::Ours { .. });
         let was_held = self.seen.as_ref().is_some_and(|known| held(&known.key));
-        if held(&seen.key) {
-            self.freed = None;
-        } else if was_held {
-            self.freed = Some(now);
+        let is_sent = matches!(self.state, State::Acquiring(_) | State::Unclear(_));
+        match &seen.key {
+            // Our acquisition, before the answer to it.
+            KeyState::Ours { .. } if is_sent => {}
+            key if held(key) => self.freed = None,
+            _ if was_held => self.freed = Some(now),
+            _ => {}
         }
         self.seen = Some(seen);
     }

@@ -105,6 +105,23 @@ fn max_hold(seconds: u32) -> Settings {
     Settings { max_hold: Some(S * seconds), ..Settings::default() }
 }
 
+#[test]
+fn an_acquisition_that_is_seen_before_its_answer_hides_not_when_the_key_was_freed() {
+    let mut desk = Desk::contending(Settings::default());
+    assert_eq!(desk.on(Event::SessionUp), None);
+    assert_eq!(desk.sees(5, other()), None);
+    desk.now = at(7);
+    assert_eq!(desk.sees(6, KeyState::Free), Some(Effect::LockKey(Expect::Index(6))));
+    desk.now = at(8);
+    assert_eq!(desk.sees(7, KeyState::Ours { intact: true }), None);
+    assert_eq!(desk.lock.freed(), Some(at(7)));
+    assert_eq!(desk.on(Event::Locked(7)), None);
+    assert_eq!(desk.token(), Some(7));
+    desk.now = at(9);
+    assert_eq!(desk.sees(8, other()), Some(Effect::ReadKey));
+    assert_eq!(desk.lock.freed(), None);
+}
+
 fn stand() -> Event {
     Event::Wanted(Want::Stand(EndReason::Paused))
 }
