@@ -105,7 +105,6 @@ impl FakeConsul {
         answer
     }
 
-    /// A panic in a test's own closure must not turn every later call into another one.
     /// Blocks as Consul does: until `look` answers or the wait is over, then answers `last`.
     async fn block<T>(
         &self,
