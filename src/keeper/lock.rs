@@ -121,7 +121,7 @@ impl<C: Consul> LockKeeper<C> {
                 Lock::adopting(acquire, tenure)
             }
         };
-        let token = tenure_of(machine.state()).map(|tenure| tenure.token);
+        let token = token_of(machine.state());
         let inscription = Inscription::new(settings.payload, tenant, since, token);
         let rival = Rival::nobody(Arc::clone(&shared));
         LockKeeper {
@@ -605,7 +605,7 @@ impl<C: Consul> LockKeeper<C> {
     /// Writes the value anew if it should be another by now: the payload changed, or a token has
     /// become known that the value is to tell.
     fn write_if_changed(&mut self) {
-        let token = tenure_of(self.state()).map(|tenure| tenure.token);
+        let token = token_of(self.state());
         if self.inscription.renew(token) {
             self.on(Event::ValueChanged);
         }
@@ -675,10 +675,10 @@ fn refused(txn: &Txn) -> Event {
     }
 }
 
-/// The tenure that there is, or that is being adopted.
-fn tenure_of(state: State) -> Option<Tenure> {
+/// Of the tenure that there is, or that is being adopted.
+fn token_of(state: State) -> Option<FencingToken> {
     match state {
-        State::Held { tenure, .. } | State::Adopting(Some(tenure)) => Some(tenure),
+        State::Held { tenure, .. } | State::Adopting(Some(tenure)) => Some(tenure.token),
         _ => None,
     }
 }
