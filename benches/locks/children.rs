@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use consul_lock::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use testbed::{
     Consul, ConsulCluster, ConsulClusterConfig, Fault, Folder, Proxy,
@@ -156,7 +155,7 @@ impl Drop for Contender {
 }
 
 fn wall() -> i128 {
-    Clock::boot().wall().as_nanosecond()
+    testbed::wall().as_nanosecond()
 }
 
 fn between(from: i128, to: i128) -> Duration {
