@@ -52,11 +52,11 @@ sleep 900 | "$@" | while read word rest; do case $word in
     lost) kill -9 $$ ;;
 esac; done"#;
 /// Of [`Means::RunBrisk`].
-const BRISK: [&str; 3] = ["--ttl=10s", "--grace=1s", "--lock-delay=0s"];
+const BRISK: [&str; 3] = ["--ttl=10s", "--grace=500ms", "--lock-delay=0s"];
 /// How old a session is when somebody dies, at least.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Of [`Means::RunChecked`].
-const CHECKED: [&str; 4] = ["--ttl=10s", "--grace=1s", "--lock-delay=10s", "--check=serfHealth"];
+const CHECKED: [&str; 4] = ["--ttl=10s", "--grace=500ms", "--lock-delay=10s", "--check=serfHealth"];
 
 /// A key, and what becomes of the commands under it.
 struct Scene {

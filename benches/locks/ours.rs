@@ -46,7 +46,7 @@ struct Stage {
 /// Measures one thing and prints it as a line of JSON.
 pub(crate) fn run(order: Order) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let played = runtime.spawn(async {
         let mut stage = Stage::new(order)?;
         let mut result = match stage.order.mode.as_str() {
             "acquire" => stage.acquires().await?,
@@ -64,7 +64,8 @@ pub(crate) fn run(order: Order) -> Outcome<()> {
             let _ = locks.close().await;
         }
         Ok(())
-    })
+    });
+    runtime.block_on(played)?
 }
 
 /// Holds a lock with the shortest TTL that Consul allows and no lock-delay, and says so, as

@@ -44,8 +44,8 @@ impl Notice {
     /// The notice for a session of this TTL.
     ///
     /// # Errors
-    /// [`NoticeError`] if grace and margin take more than half of the TTL: renewals go out after a
-    /// third of the rest, and one that fails must not stop the work.
+    /// [`NoticeError`] if grace and margin take more than half of the TTL: renewals go out after
+    /// two fifths of the rest, and one that fails must not stop the work.
     pub fn new(ttl: Duration, grace: Duration) -> Result<Notice, NoticeError> {
         let margin = margin_of(ttl);
         if grace + margin <= ttl / 2 {

@@ -170,14 +170,12 @@ impl<C: Consul> SessionKeeper<C> {
         self.call = Some(swept.boxed());
     }
 
-    /// Renewals go out at every third of the time after which somebody would begin to stop, or a little
-    /// before, so that two may fail.
     fn good(&mut self, sent: Instant, ttl: Duration) {
         self.backoff.clear();
         self.renewed = Some(sent);
         self.ttl = ttl;
         let rest = ttl.saturating_sub(self.settings.notice).max(ttl / 2);
-        self.due = sent + (rest / 3).mul_f64(1.0 - self.shared.jitter() / 10.0);
+        self.due = next_renewal(sent, rest, self.shared.jitter());
     }
 
     fn failed(&mut self, error: ConsulError) {
@@ -401,6 +399,14 @@ async fn renew<C: Consul>(shared: Arc<Shared<C>>, id: SessionId, within: Duratio
         Ok(renewal) => Answer::Renewed { sent, ttl: renewal.ttl },
         Err(error) => Answer::RenewFailed(error),
     }
+}
+
+/// When to renew again what was renewed by a call of `sent`, if whoever relies on it begins to stop
+/// `rest` later: at two fifths of that, or a little before. Consul ends the session of a dead machine
+/// two TTLs after its last renewal, so more renewals would let others wait for longer; fewer would leave
+/// less time in which Consul may be away.
+pub(super) fn next_renewal(sent: Instant, rest: Duration, jitter: f64) -> Instant {
+    sent + (rest * 2 / 5).mul_f64(1.0 - jitter / 10.0)
 }
 
 /// Looks for sessions of our name. Of several the first made counts; the others end.

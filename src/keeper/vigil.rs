@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use super::Jitter;
+use super::{Jitter, session::next_renewal};
 use crate::{
     clock::{Clock, Instant},
     consul::{Class, Consul},
@@ -106,7 +106,7 @@ async fn watch_over<C: Consul>(
         match clock.timeout(ATTEMPT, consul.renew_session(&session)).await {
             Ok(Ok(renewal)) => {
                 (ttl, valid_until) = (renewal.ttl, sent + renewal.ttl);
-                next = sent + (ttl / 3).mul_f64(1.0 - jitter() / 10.0);
+                next = next_renewal(sent, ttl, jitter());
             }
             // Whoever keeps it has ended it, or Consul has.
             Ok(Err(error)) if error.class == Class::Lost => return,

@@ -37,7 +37,7 @@ use turns::Turns;
 
 /// The locks of a process under one prefix: a few connections to Consul, one session, one watch.
 ///
-/// Any number of locks costs one renewal in a third of a TTL, and at most eight connections. They
+/// Any number of locks costs one renewal in two fifths of a TTL, and at most eight connections. They
 /// share the session's fate: when it is lost, all of them are. A program that wants some of its
 /// locks to live and die by themselves connects twice.
 ///

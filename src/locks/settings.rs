@@ -63,8 +63,8 @@ impl Prefix {
     }
 }
 
-/// How long a session, and every lock under it, may be relied on after a renewal was sent. A third
-/// of it passes between renewals, so that two may fail.
+/// How long a session, and every lock under it, may be relied on after a renewal was sent. Two
+/// fifths of it pass between renewals, so that two may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ttl(Duration);
 

@@ -119,14 +119,14 @@ async fn changed_terms_replace_the_session_of_one_that_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewals_go_out_every_third_of_the_ttl() {
+async fn renewals_go_out_at_two_fifths_of_the_ttl_or_a_little_before() {
     let lab = Lab::new();
     let one = lab.contender("one");
     one.holds(&lab).await;
     lab.pass(S * 120).await;
     let sent = one.line.sent(Operation::RenewSession);
     let gaps: Vec<_> = sent.windows(2).map(|pair| pair[1].since(pair[0])).collect();
-    assert!(gaps.iter().all(|gap| *gap > TTL / 4 && *gap <= TTL / 3), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap > TTL / 3 && *gap <= TTL * 2 / 5), "{gaps:?}");
     assert!(sent.len() >= 20, "{}", sent.len());
     assert_eq!(one.valid_until(), *sent.last().unwrap() + TTL);
 }
@@ -140,8 +140,8 @@ async fn renewals_go_out_sooner_for_whoever_needs_notice() {
     lab.pass(S * 60).await;
     let sent = one.line.sent(Operation::RenewSession);
     let gaps: Vec<_> = sent.windows(2).map(|pair| pair[1].since(pair[0])).collect();
-    assert!(gaps.iter().all(|gap| *gap > TTL / 8 && *gap <= TTL / 5), "{gaps:?}");
-    assert!(sent.len() >= 20, "{}", sent.len());
+    assert!(gaps.iter().all(|gap| *gap > TTL / 5 && *gap <= TTL * 6 / 25), "{gaps:?}");
+    assert!(sent.len() >= 16, "{}", sent.len());
 }
 
 #[tokio::test(start_paused = true)]
