@@ -138,9 +138,14 @@ fn a_server_name_is_a_dns_name() {
 
 /// A new token with such rules: accessor and secret.
 pub(crate) fn token(rules: &str) -> (String, String) {
+    token_of(guarded_consul(), rules)
+}
+
+/// The same of another Consul.
+pub(crate) fn token_of(consul: &testbed::Consul, rules: &str) -> (String, String) {
     let name = unique("policy");
     let made = |path: &str, body: serde_json::Value| {
-        let reply = guarded_consul().request("PUT", path, body.to_string().as_bytes()).unwrap();
+        let reply = consul.request("PUT", path, body.to_string().as_bytes()).unwrap();
         assert!(reply.ok(), "{}", reply.text());
         reply.json()
     };

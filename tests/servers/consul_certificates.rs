@@ -1,9 +1,18 @@
-//! Certificates that somebody rotates: the CA, Consul's own and ours, under a lock that is held, and with
-//! them the metrics that tell when they expire.
+//! Certificates that somebody rotates: the CA, Consul's own and ours, under locks that are held and change
+//! hands, the token with them; and the metrics that tell when certificates expire.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use consul_lock::{
+    Connection, Held, Locks, Prefix, Settings, Ttl,
     clock::Clock,
     consul::{
         Consistency, Consul as _,
@@ -14,9 +23,11 @@ use consul_lock::{
 use jiff::{civil, tz::TimeZone};
 use rustix::process::Signal;
 use testbed::{Authority, CertFiles, Consul, ConsulConfig, Fault, Folder, Proxy, wait_for};
+use tokio::task::JoinSet;
 
 use crate::{
     agent,
+    consul_access::token_of,
     fixtures::{PATIENCE, unique},
     run::scene::{Scene, valid_until},
 };
@@ -38,7 +49,11 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
-        let config = ConsulConfig { tls: true, ..ConsulConfig::default() };
+        Bed::with(ConsulConfig::default())
+    }
+
+    fn with(config: ConsulConfig) -> Bed {
+        let config = ConsulConfig { tls: true, ..config };
         let consul: &'static Consul = Box::leak(Box::new(Consul::start(config).unwrap()));
         let (ours, folder) = (Folder::new("ours").unwrap(), Folder::new("authority").unwrap());
         let files = consul.client_cert().unwrap();
@@ -92,6 +107,14 @@ impl Bed {
         copy(&client, &ours.join("cert.pem"), &ours.join("key.pem"));
         self.reload();
     }
+
+    /// All connections that there are end, whoever made them.
+    fn cut(&self) {
+        self.proxy.set(Fault::Cut);
+        let cut = || (self.proxy.open_connections() == 0).then_some(());
+        wait_for("the connections to end", PATIENCE, cut).unwrap();
+        self.proxy.set(Fault::None);
+    }
 }
 
 /// By renaming, as Kubernetes does.
@@ -124,12 +147,9 @@ fn a_lock_is_held_on_while_the_ca_and_all_certificates_are_rotated() {
     bed.rotate();
     bed.trust(false);
     // Whatever connection there is was made with what is no good any more.
-    bed.proxy.set(Fault::Cut);
-    let cut = || (bed.proxy.open_connections() == 0).then_some(());
-    wait_for("the connections to end", PATIENCE, cut).unwrap();
-    bed.proxy.set(Fault::None);
+    bed.cut();
     let rotated = Clock::boot().now();
-    let ttl = std::time::Duration::from_secs(4);
+    let ttl = Duration::from_secs(4);
     let renewed = || (valid_until(worker) > rotated + ttl).then_some(());
     wait_for("a renewal over a new connection", PATIENCE, renewed).unwrap();
     assert_eq!(scene.pair().unwrap(), held, "{}", run.said());
@@ -159,6 +179,97 @@ fn a_lock_is_held_on_while_the_ca_and_all_certificates_are_rotated() {
     run.send(Signal::TERM);
     assert_eq!(run.wait().0, 143, "{}", run.said());
     assert_eq!(scene.holder(), None);
+}
+
+/// So many locks are held all the time, and so many others change hands meanwhile.
+const HELD: usize = 50;
+const WORKERS: usize = 8;
+/// Of its sessions.
+const TTL: Duration = Duration::from_secs(10);
+
+/// Workers that acquire and release, each a key of its own.
+struct Load {
+    locks: Locks,
+    prefix: String,
+    turns: AtomicU64,
+    is_over: AtomicBool,
+}
+
+impl Load {
+    /// Until it is over. Whatever does not succeed is a panic.
+    async fn work(&self, worker: usize) {
+        let (key, mut last) = (format!("{}worker-{worker}", self.prefix), None);
+        while !self.is_over.load(Ordering::Relaxed) {
+            let held = self.locks.acquire(&key).await.unwrap();
+            assert!(held.token() > last, "{:?} after {last:?}", held.token());
+            last = held.token();
+            held.release().await.unwrap();
+            self.turns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Blocks until some work has been done from now on.
+    fn wait_goes_on(&self, under: &str) {
+        let since = self.turns.load(Ordering::Relaxed);
+        let goes_on = || (self.turns.load(Ordering::Relaxed) > since + 100).then_some(());
+        wait_for(format!("work {under}"), PATIENCE, goes_on).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lock_is_lost_under_load_while_ca_certificates_and_token_are_rotated() {
+    let bed = Bed::with(ConsulConfig { acl: true, ..ConsulConfig::default() });
+    let prefix = format!("{}/", unique("load"));
+    let rules = format!(
+        r#"key_prefix "{prefix}" {{ policy = "write" }}
+        session "consul-lock-library" {{ policy = "write" }}
+        node "consul-lock-library" {{ policy = "write" }}"#
+    );
+    let (accessor, secret) = token_of(bed.consul, &rules);
+    let token = bed.ours.write("token", secret).unwrap();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| bed.ours.path().join(name));
+    let connection =
+        Connection::to(bed.address()).ca_file(ca).client_certificate(cert, key).token_file(&token);
+    let settings = Settings::new(Prefix::new(&prefix).unwrap()).ttl(Ttl::new(TTL).unwrap());
+    let locks = Locks::connect(connection, settings).unwrap();
+    let load = Load { locks, prefix, turns: AtomicU64::new(0), is_over: AtomicBool::new(false) };
+    let load = Arc::new(load);
+    let mut held = Vec::new();
+    for number in 0..HELD {
+        held.push(load.locks.acquire(&format!("{}held-{number}", load.prefix)).await.unwrap());
+    }
+    let tokens = || held.iter().map(Held::token).collect::<Vec<_>>();
+    let before = tokens();
+    assert!(before.iter().all(Option::is_some), "{before:?}");
+    let mut workers = JoinSet::new();
+    for worker in 0..WORKERS {
+        let load = Arc::clone(&load);
+        workers.spawn(async move { load.work(worker).await });
+    }
+
+    tokio::task::block_in_place(|| {
+        load.wait_goes_on("before anything is rotated");
+        bed.trust(true);
+        bed.rotate();
+        bed.trust(false);
+        bed.cut();
+        load.wait_goes_on("over connections made with what is new");
+        let (_, next) = token_of(bed.consul, &rules);
+        replace(&token, &next);
+        // Taken away before everybody has read the new one.
+        let old = format!("/v1/acl/token/{accessor}");
+        assert!(bed.consul.request("DELETE", &old, b"").unwrap().ok());
+        let rotated = Clock::boot().now();
+        load.wait_goes_on("with the new token");
+        let renewed =
+            || held.iter().all(|held| held.valid_until() > Some(rotated + TTL)).then_some(());
+        wait_for("a renewal with the new token", PATIENCE, renewed).unwrap();
+    });
+    load.is_over.store(true, Ordering::Relaxed);
+    while let Some(worked) = workers.join_next().await {
+        worked.unwrap();
+    }
+    assert_eq!(tokens(), before);
 }
 
 #[test]

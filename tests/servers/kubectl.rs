@@ -8,7 +8,7 @@ use std::{
     sync::mpsc,
 };
 
-use consul_lock::api::Phase;
+use consul_lock::api::{ConsulLockStatus, Phase};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use testbed::{Folder, reaper, tools::Tool};
@@ -270,8 +270,15 @@ async fn a_handover_that_cannot_be_is_refused_and_changes_nothing() {
     // The controller alone can know that there is nobody else.
     let alone = plugin.run(&site, &["handover", "lock"]).await;
     alone.refused(1, &["no other pod may be elected"]);
+    let eligible = async |count| {
+        let seen = |status: &ConsulLockStatus| status.candidates.as_ref().map(|seen| seen.eligible);
+        site.wait("lock", "the candidates", |status| seen(status) == Some(count)).await;
+    };
     cast.ready("b", 2).await;
+    eligible(2).await;
     cast.unready("b").await;
+    // A controller that does not know it yet would hand over.
+    eligible(1).await;
     for (pod, word) in [
         ("a", "is the leader already"),
         ("b", "it is not ready"),
