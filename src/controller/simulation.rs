@@ -34,7 +34,7 @@ use super::*;
 use crate::{
     consul::fake::FakeConsul,
     election::{label, relieved_annotation},
-    keeper::wire::Underway,
+    keeper::wire::faulty::{FaultyLine, Random, chance, span},
 };
 
 mod cast;
@@ -62,16 +62,6 @@ const SETTLING: Duration = Duration::from_secs(300);
 const CALM: Duration = Duration::from_secs(120);
 /// In every so manieth run nothing may be written for much longer.
 const LONG_CALM: (u64, Duration) = (50, Duration::from_secs(3 * 3600));
-
-type Random = Arc<Mutex<SmallRng>>;
-
-fn chance(random: &Random, probability: f64) -> bool {
-    random.lock().random_bool(probability)
-}
-
-fn span(random: &Random, millis: std::ops::Range<u64>) -> Duration {
-    Duration::from_millis(random.lock().random_range(millis))
-}
 
 fn pick(random: &Random, count: usize) -> usize {
     random.lock().random_range(0..count)
@@ -242,15 +232,9 @@ fn stage(seed: u64, kind: Kind) -> (Random, Cast, Process) {
     let (spec, ttl) = spec(&random);
     let cast = Cast::new(&world, &random, &spec);
     let network = Network::new(clock.clone(), Arc::clone(&random), Arc::clone(&world), kind);
-    let line = Line {
-        clock: clock.clone(),
-        random: Arc::clone(&random),
-        world: Arc::clone(&world),
-        faults: Arc::default(),
-        underway: Underway::default(),
-        ttl,
-        ttl_factor: if kind.hasty_consul { 0.1 } else { 1.0 },
-    };
+    let ttl_factor = if kind.hasty_consul { 0.1 } else { 1.0 };
+    let faulty = FaultyLine::new(&clock, &random, ttl_factor);
+    let line = Line { faulty, world: Arc::clone(&world), ttl };
     let process = Process {
         next: clock.now(),
         clock,

@@ -32,12 +32,13 @@ use super::{
     session::SessionKeeper,
     shared::{Answers, Shared},
     watch::Watches,
-    wire::{Underway, Wire, Wired},
+    wire::{
+        Wired,
+        faulty::{Faults, FaultyLine, Random, chance, span},
+    },
     *,
 };
-use crate::consul::{
-    Class, ConsulError, Operation, PutMode, Renewal, SessionRequest, fake::FakeConsul,
-};
+use crate::consul::{PutMode, fake::FakeConsul};
 
 const KEY: &str = "sim/lock";
 /// How long faults go on, and how long everybody has afterwards.
@@ -48,97 +49,7 @@ const QUIET: Duration = Duration::from_secs(120);
 static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
 
 /// A contender's way to Consul.
-type Way = Wired<Network>;
-
-type Random = Arc<Mutex<SmallRng>>;
-
-fn chance(random: &Random, probability: f64) -> bool {
-    random.lock().random_bool(probability)
-}
-
-fn span(random: &Random, millis: std::ops::Range<u64>) -> Duration {
-    Duration::from_millis(random.lock().random_range(millis))
-}
-
-/// The way from one contender to Consul.
-#[derive(Clone)]
-struct Network {
-    clock: Clock,
-    random: Random,
-    faults: Arc<Mutex<Faults>>,
-    underway: Underway,
-    /// What Consul makes of the TTL asked for: 1.0, but where *valid until* is to be wrong.
-    ttl_factor: f64,
-    /// Whether the session is one that locks share.
-    joint: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Faults {
-    /// Nothing passes before this instant.
-    cut_until: Option<Instant>,
-    /// How often a request, and a reply, is lost.
-    loss: f64,
-    /// The longest that a message takes.
-    delay_millis: u64,
-    /// Consul has no leader before this instant.
-    election_until: Option<Instant>,
-}
-
-impl Wire for Network {
-    async fn call<T: Send>(
-        &self,
-        operation: Operation,
-        work: impl Future<Output = Result<T, ConsulError>> + Send,
-    ) -> Result<T, ConsulError> {
-        self.travel().await;
-        let faults = *self.faults.lock();
-        if faults.election_until.is_some_and(|end| self.clock.now() < end) {
-            let message = "No cluster leader".to_owned();
-            return Err(ConsulError { operation, class: Class::Transient, message });
-        }
-        let answer = work.await;
-        self.travel().await;
-        answer
-    }
-
-    fn is_calm(&self) -> bool {
-        let Faults { cut_until, loss, delay_millis, election_until: _ } = *self.faults.lock();
-        let cut = cut_until.is_some_and(|end| self.clock.now() < end);
-        !cut && loss == 0.0 && delay_millis == 0
-    }
-
-    fn underway(&self) -> &Underway {
-        &self.underway
-    }
-
-    fn request(&self, request: &SessionRequest) -> SessionRequest {
-        SessionRequest { ttl: request.ttl.mul_f64(self.ttl_factor), ..request.clone() }
-    }
-
-    fn granted(&self, renewal: Renewal) -> Renewal {
-        Renewal { ttl: renewal.ttl.div_f64(self.ttl_factor) }
-    }
-}
-
-impl Network {
-    /// One way over the network; never arrives if the message is lost.
-    async fn travel(&self) {
-        let faults = *self.faults.lock();
-        if faults.loss > 0.0 && chance(&self.random, faults.loss) {
-            std::future::pending::<()>().await;
-        }
-        if faults.delay_millis > 0 {
-            let delay = span(&self.random, 0..faults.delay_millis);
-            self.clock.sleep_until(self.clock.now() + delay).await;
-        }
-        // Silent packet loss: TCP delivers once the cut is over.
-        let cut = self.faults.lock().cut_until;
-        if let Some(end) = cut {
-            self.clock.sleep_until(end).await;
-        }
-    }
-}
+type Way = Wired<FaultyLine>;
 
 /// A process that can be stopped in its tracks: while frozen it is not polled, while time and
 /// Consul go on.
@@ -207,6 +118,8 @@ impl World {
 struct Contender {
     who: usize,
     way: Way,
+    /// Whether its session is one that locks share.
+    joint: bool,
     wanted: Wanted,
     commands: channel::Sender<Command>,
     shown: channel::Receiver<Shown>,
@@ -219,6 +132,7 @@ impl Contender {
     fn start(
         who: usize,
         way: &Way,
+        joint: bool,
         wanted: Wanted,
         recorded: Option<Recorded>,
         world: &Arc<Mutex<World>>,
@@ -234,7 +148,7 @@ impl Contender {
         let seen = Arc::clone(world);
         let wake = Box::new(move || seen.lock().check(clock.now()));
         let (answers, session) = (Answers::default(), wanted.session.clone());
-        let (inner, shown): (Pin<Box<dyn Future<Output = ()>>>, _) = if way.wire.joint {
+        let (inner, shown): (Pin<Box<dyn Future<Output = ()>>>, _) = if joint {
             // Whoever shares a session does not adopt.
             let (joint, task) = Joint::new(Arc::clone(&shared), session);
             let session = (joint.share(answers.clone()), answers);
@@ -256,7 +170,7 @@ impl Contender {
         let process = Freezable { inner, ice: Rc::clone(&ice) };
         let task = tokio::task::spawn_local(process).abort_handle();
         let way = way.clone();
-        Contender { who, way, wanted, commands, shown, ice, task, _watches: watches }
+        Contender { who, way, joint, wanted, commands, shown, ice, task, _watches: watches }
     }
 
     /// Dies without a word, and starts again with what a status would have recorded.
@@ -272,7 +186,7 @@ impl Contender {
                 _ => None,
             },
         });
-        Contender::start(self.who, &self.way, self.wanted.clone(), recorded, world)
+        Contender::start(self.who, &self.way, self.joint, self.wanted.clone(), recorded, world)
     }
 
     fn freeze(&self) {
@@ -388,16 +302,9 @@ async fn simulate(seed: u64, kind: Kind) -> Outcome {
     let world = Arc::new(Mutex::new(World { shown: vec![None; count], ..World::default() }));
     let mut contenders: Vec<Contender> = (0..count)
         .map(|who| {
-            let network = Network {
-                clock: clock.clone(),
-                random: Arc::clone(&random),
-                faults: Arc::default(),
-                underway: Underway::default(),
-                ttl_factor: kind.ttl_factor,
-                joint: kind.joint,
-            };
-            let way = Wired { consul: consul.clone(), wire: network };
-            Contender::start(who, &way, wanted(who, &random), None, &world)
+            let wire = FaultyLine::new(&clock, &random, kind.ttl_factor);
+            let way = Wired { consul: consul.clone(), wire };
+            Contender::start(who, &way, kind.joint, wanted(who, &random), None, &world)
         })
         .collect();
 

@@ -16,6 +16,8 @@ use crate::{
     names::{Key, NodeName, SessionId},
 };
 
+pub(crate) mod faulty;
+
 /// Carries calls, or does not.
 pub(crate) trait Wire: Clone + Send + Sync + 'static {
     /// Carries one call: `work` is Consul's part of it.

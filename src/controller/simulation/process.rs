@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::{
     Random,
-    line::{Line, LineFaults},
+    line::Line,
     network::{Faults, KINDS, Network, WatchFaults},
     pick, span,
     world::Shared,
@@ -22,7 +22,10 @@ use super::{
 use crate::{
     clock::{Clock, Instant},
     controller::{Controller, MakeKeepers, MayAct, WatchEnded},
-    keeper::{Jitter, Keepers, wire::Wired},
+    keeper::{
+        Jitter, Keepers,
+        wire::{Wired, faulty::Faults as LineFaults},
+    },
     telemetry::Metrics,
 };
 
@@ -128,16 +131,16 @@ impl Process {
                 let down_until = self.network.faults.lock().down_until;
                 *self.network.faults.lock() = Faults { down_until, ..Faults::default() };
             }
-            12 => self.line.faults.lock().cut_until = Some(now + span(&random, 500..40_000)),
-            13 => self.line.faults.lock().loss = 0.2,
-            14 => self.line.faults.lock().delay_millis = 3_000,
+            12 => self.line.faulty.faults.lock().cut_until = Some(now + span(&random, 500..40_000)),
+            13 => self.line.faulty.faults.lock().loss = 0.2,
+            14 => self.line.faulty.faults.lock().delay_millis = 3_000,
             15 => {
-                let cut_until = self.line.faults.lock().cut_until;
-                *self.line.faults.lock() = LineFaults { cut_until, ..LineFaults::default() };
+                let cut_until = self.line.faulty.faults.lock().cut_until;
+                *self.line.faulty.faults.lock() = LineFaults { cut_until, ..LineFaults::default() };
             }
             16 => {
                 let until = now + span(&random, 500..8_000);
-                self.line.faults.lock().election_until = Some(until);
+                self.line.faulty.faults.lock().election_until = Some(until);
                 self.world.lock().consul.elect();
             }
             _ => self.world.lock().end_a_session(&random),
@@ -151,7 +154,7 @@ impl Process {
 
     pub(super) fn heal(&mut self) {
         *self.network.faults.lock() = Faults::default();
-        *self.line.faults.lock() = LineFaults::default();
+        *self.line.faulty.faults.lock() = LineFaults::default();
         self.next = self.clock.now();
         self.network.changed.notify_waiters();
     }
