@@ -43,6 +43,15 @@ struct Night {
 }
 
 impl Night {
+    /// Both clusters want to close the day, and the west has begun to.
+    async fn begins(stage: &Stage, manifest: Vec<Value>) -> (Night, Actor) {
+        let night = Night::falls(manifest).await;
+        night.is_due(&night.west).await;
+        let west = night.starts(&night.west, stage, "west").await;
+        night.is_due(&night.east).await;
+        (night, west)
+    }
+
     async fn falls(manifest: Vec<Value>) -> Night {
         let west = Cluster::new(&unique("night-west")).await;
         let east = Cluster::new(&unique("night-east")).await;
@@ -102,10 +111,7 @@ fn with_the_gate_one_of_two_clusters_closes_the_day() {
     let Some(stage) = stage() else { return };
     let manifest = stage.manifest("day-end.yaml");
     block_on(async {
-        let night = Night::falls(manifest).await;
-        night.is_due(&night.west).await;
-        let mut west = night.starts(&night.west, &stage, "west").await;
-        night.is_due(&night.east).await;
+        let (night, mut west) = Night::begins(&stage, manifest).await;
         west.says("sending the report");
         stage.go("west");
         assert_eq!(west.ended(), 0, "{}", west.said());
@@ -122,10 +128,7 @@ fn a_run_that_fails_is_taken_up_by_the_other_cluster() {
     let Some(stage) = stage() else { return };
     let manifest = stage.manifest("day-end.yaml");
     block_on(async {
-        let night = Night::falls(manifest).await;
-        night.is_due(&night.west).await;
-        let mut west = night.starts(&night.west, &stage, "west").await;
-        night.is_due(&night.east).await;
+        let (night, mut west) = Night::begins(&stage, manifest).await;
         stage.has("reports");
         west.kill();
         west.ended();
@@ -142,10 +145,7 @@ fn a_run_that_fails_is_taken_up_by_the_other_cluster() {
 fn cut_off(stage: &Stage) -> String {
     let manifest = stage.manifest("day-end.yaml");
     block_on(async {
-        let night = Night::falls(manifest).await;
-        night.is_due(&night.west).await;
-        let mut west = night.starts(&night.west, stage, "west").await;
-        night.is_due(&night.east).await;
+        let (night, mut west) = Night::begins(stage, manifest).await;
         west.says("sending the report");
         west.pause();
         // Nobody renews any more: the session ends.

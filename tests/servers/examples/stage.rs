@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use testbed::{
@@ -29,6 +30,9 @@ pub(super) const QUICK: [&str; 3] = ["--ttl=4s", "--grace=1s", "--lock-delay=0s"
 
 /// What a program gets for a command that shall take until [`Stage::go`] is called with its name.
 pub(super) const UNTIL_GO: &str = "until [ -e $F/go-$NAME ]; do sleep 0.02; done";
+
+/// Held by whoever applies a manifest: of two that create one object at once, one is refused.
+static APPLYING: Mutex<()> = Mutex::new(());
 
 /// An example's database, and a folder (`$F`).
 pub(super) struct Stage {
@@ -116,6 +120,7 @@ impl Stage {
         });
         let file = self.file(file);
         let apply = ["apply", "-f", file.to_str().unwrap()];
+        let _one = APPLYING.lock();
         let applied = control_plane().kubectl(apply).unwrap().output().unwrap();
         assert!(applied.status.success(), "{applied:?}");
         serde_saphyr::from_multiple(&std::fs::read_to_string(&file).unwrap()).unwrap()
