@@ -29,7 +29,7 @@ impl Wire for Line {
             (world.generation, world.relied_until.is_some_and(|until| sent < until))
         };
         self.faulty.travel().await;
-        self.faulty.has_leader(operation)?;
+        self.faulty.needs_leader(operation)?;
         self.world.lock().look(Cause::Fate);
         let answer = work.await;
         if !matches!(operation, Operation::WatchPrefix | Operation::WatchKey) {

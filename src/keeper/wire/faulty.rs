@@ -80,8 +80,8 @@ impl FaultyLine {
         }
     }
 
-    /// As Consul's servers refuse a call while they elect.
-    pub(crate) fn has_leader(&self, operation: Operation) -> Result<(), ConsulError> {
+    /// Refuses a call while Consul has no leader, as its servers do.
+    pub(crate) fn needs_leader(&self, operation: Operation) -> Result<(), ConsulError> {
         if self.faults.lock().election_until.is_some_and(|end| self.clock.now() < end) {
             let message = "No cluster leader".to_owned();
             return Err(ConsulError { operation, class: Class::Transient, message });
@@ -97,7 +97,7 @@ impl Wire for FaultyLine {
         work: impl Future<Output = Result<T, ConsulError>> + Send,
     ) -> Result<T, ConsulError> {
         self.travel().await;
-        self.has_leader(operation)?;
+        self.needs_leader(operation)?;
         let answer = work.await;
         self.travel().await;
         answer
